@@ -1,0 +1,195 @@
+//! The first instructions: from the machine's reset state to Rust code in the upper half.
+//!
+//! What must hold when `_start` is reached: exception level 1, MMU off, the image loaded at the
+//! physical addresses that `link/virt.ld` gave it, its zero-filled part zeroed by the loader. The
+//! content of every general register is ignored; the device tree is found at the start of RAM.
+
+use super::machine_map::{RAM_START, UART};
+use super::mair;
+use aarch64_cpu::registers::{CurrentEL, SCTLR_EL1, TCR_EL1};
+use core::arch::{global_asm, naked_asm};
+
+/// Virtual minus physical address of everything in the image; `link/virt.ld` has the same number.
+pub(super) const IMAGE_OFFSET: u64 = 0xffff_ff80_0000_0000;
+
+/// Bits of SCTLR_EL1 that older versions of the architecture define as one.
+const SCTLR_RES1: u64 = 1 << 29 | 1 << 28 | 1 << 22 | 1 << 20 | 1 << 11;
+/// AArch32's IT instructions (in part) and SETEND are undefined at EL0.
+const SCTLR_ITD_SED: u64 = 1 << 7 | 1 << 8;
+
+/// Everything that EL0 could be allowed (cache maintenance, DC ZVA, WFI, WFE, the mask bits) is
+/// denied; SPAN = 0 sets PSTATE.PAN on each exception. WXN follows once the final tables are in.
+const SCTLR: u64 = SCTLR_RES1
+    | SCTLR_ITD_SED
+    | SCTLR_EL1::M::Enable.value
+    | SCTLR_EL1::C::Cacheable.value
+    | SCTLR_EL1::I::Cacheable.value
+    | SCTLR_EL1::SA::Enable.value
+    | SCTLR_EL1::SA0::Enable.value;
+
+/// 48-bit addresses in both halves, 4 KiB granule, walks through the caches, no top-byte ignore,
+/// no hardware update of descriptors. The physical size and the ASID size are the CPU's own.
+const TCR: u64 = TCR_EL1::T0SZ.val(16).value
+    | TCR_EL1::TG0::KiB_4.value
+    | TCR_EL1::SH0::Inner.value
+    | TCR_EL1::ORGN0::WriteBack_ReadAlloc_WriteAlloc_Cacheable.value
+    | TCR_EL1::IRGN0::WriteBack_ReadAlloc_WriteAlloc_Cacheable.value
+    | TCR_EL1::T1SZ.val(16).value
+    | TCR_EL1::TG1::KiB_4.value
+    | TCR_EL1::SH1::Inner.value
+    | TCR_EL1::ORGN1::WriteBack_ReadAlloc_WriteAlloc_Cacheable.value
+    | TCR_EL1::IRGN1::WriteBack_ReadAlloc_WriteAlloc_Cacheable.value;
+
+/// Position of the field and the largest value that a 4 KiB granule without LPA2 can use (48 bits).
+const TCR_IPS_SHIFT: u32 = 32;
+const IPS_48_BITS: u64 = 0b101;
+const TCR_AS_SHIFT: u32 = 36;
+
+/// Fields of ID_AA64MMFR0_EL1.
+const PARANGE_SHIFT: u32 = 0;
+const ASID_BITS_SHIFT: u32 = 4;
+const ID_FIELD_WIDTH: u32 = 4;
+const ASID_16_BITS: u64 = 0b0010;
+
+/// Descriptor bits of the boot tables.
+const VALID: u64 = 1 << 0;
+const TABLE: u64 = 1 << 1 | VALID;
+const INNER_SHAREABLE: u64 = 0b11 << 8;
+const ACCESSED: u64 = 1 << 10;
+const PXN: u64 = 1 << 53;
+const UXN: u64 = 1 << 54;
+const NORMAL_BLOCK: u64 = VALID | (mair::NORMAL << 2) | INNER_SHAREABLE | ACCESSED | UXN;
+const DEVICE_BLOCK: u64 = VALID | (mair::DEVICE << 2) | ACCESSED | PXN | UXN;
+
+// One root serves both halves: its first slot is the identity map (from TTBR0) and the direct map
+// (from TTBR1), its last slot is where the image is linked. Both lead to the same table of 1 GiB
+// blocks: devices first, then memory. Replaced by `paging::activate` before anything else runs.
+global_asm!(
+    ".pushsection .rodata.boot_tables, \"a\"",
+    ".balign 4096",
+    "__boot_root:",
+    ".quad __boot_blocks - {offset} + {table}",
+    ".fill 510, 8, 0",
+    ".quad __boot_blocks - {offset} + {table}",
+    "__boot_blocks:",
+    ".quad {device}",
+    ".set address, {gib}",
+    ".rept 511",
+    ".quad address + {normal}",
+    ".set address, address + {gib}",
+    ".endr",
+    ".popsection",
+    offset = const IMAGE_OFFSET,
+    table = const TABLE,
+    device = const DEVICE_BLOCK,
+    normal = const NORMAL_BLOCK,
+    gib = const RAM_START,
+);
+
+/// The entry point, at its physical address with the MMU off.
+///
+/// Sets up the translation of the boot tables, turns the MMU and the caches on, goes to the upper
+/// half and calls [`super::start`] on the boot stack, all interrupts masked. Uses x9 to x11.
+///
+/// # Safety
+///
+/// 1. Only the machine may enter here, in the state that the module's head names.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".text.boot")]
+unsafe extern "C" fn _start() -> ! {
+    naked_asm!(
+        "mrs x9, CurrentEL",
+        "cmp x9, #{el1}",
+        "b.ne {wrong_level}",
+        "msr daifset, #0b1111",
+        "msr spsel, #1",
+        "ic iallu",
+        "tlbi vmalle1",
+        "dsb nsh",
+        "isb",
+        "ldr x9, ={mair}",
+        "msr mair_el1, x9",
+        // The physical address size: the CPU's, 48 bits at the most.
+        "ldr x9, ={tcr}",
+        "mrs x10, id_aa64mmfr0_el1",
+        "ubfx x11, x10, #{parange}, #{id_width}",
+        "cmp x11, #{ips_48}",
+        "b.ls 1f",
+        "mov x11, #{ips_48}",
+        "1:",
+        "bfi x9, x11, #{ips}, #3",
+        "ubfx x11, x10, #{asid_bits}, #{id_width}",
+        "cmp x11, #{asid_16}",
+        "cset x11, eq",
+        "bfi x9, x11, #{asid_size}, #1",
+        "msr tcr_el1, x9",
+        "adrp x9, __boot_root",
+        "msr ttbr0_el1, x9",
+        "msr ttbr1_el1, x9",
+        "isb",
+        "ldr x9, ={sctlr}",
+        "msr sctlr_el1, x9",
+        "isb",
+        "ldr x9, =2f",
+        "br x9",
+        "2:",
+        "adrp x9, __stack_top",
+        "mov sp, x9",
+        "mov x29, xzr",
+        "mov x30, xzr",
+        "bl {start}",
+        "brk #0",
+        ".ltorg",
+        el1 = const CurrentEL::EL::EL1.value,
+        wrong_level = sym wrong_level,
+        mair = const mair::VALUE,
+        tcr = const TCR,
+        parange = const PARANGE_SHIFT,
+        id_width = const ID_FIELD_WIDTH,
+        ips_48 = const IPS_48_BITS,
+        ips = const TCR_IPS_SHIFT,
+        asid_bits = const ASID_BITS_SHIFT,
+        asid_16 = const ASID_16_BITS,
+        asid_size = const TCR_AS_SHIFT,
+        sctlr = const SCTLR,
+        start = sym super::start,
+    )
+}
+
+/// Prints a message with the MMU off and ends the machine with the failing status. Reached from
+/// `_start` on any exception level but 1, where the registers that `_start` sets aren't the ones
+/// that count. Uses x0, x1, x9 and w10.
+///
+/// # Safety
+///
+/// 1. Only `_start` may branch here, the MMU still off.
+#[unsafe(naked)]
+#[unsafe(link_section = ".text.boot")]
+unsafe extern "C" fn wrong_level() -> ! {
+    naked_asm!(
+        "mov x9, #{uart}",
+        "adr x1, 2f",
+        "1:",
+        "ldrb w10, [x1], #1",
+        "cbz w10, 3f",
+        "str w10, [x9]",
+        "b 1b",
+        "2:",
+        ".asciz \"platform-qemu: not started at EL1; leave virtualization= and secure= off\\n\"",
+        ".balign 8",
+        "4:",
+        ".quad {stopped}, {failure}",
+        "3:",
+        "mov x0, #{sys_exit}",
+        "adr x1, 4b",
+        "hlt #0xf000",
+        "5:",
+        "wfe",
+        "b 5b",
+        uart = const UART,
+        stopped = const super::exit::STOPPED_APPLICATION_EXIT,
+        failure = const super::exit::FAILURE,
+        sys_exit = const super::exit::SYS_EXIT,
+    )
+}
