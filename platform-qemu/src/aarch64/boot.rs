@@ -6,11 +6,30 @@
 
 use super::machine_map::{RAM_START, UART};
 use super::mair;
+use crate::layout::{DIRECT_MAP, PAGE_SIZE};
 use aarch64_cpu::registers::{CurrentEL, SCTLR_EL1, TCR_EL1};
 use core::arch::{global_asm, naked_asm};
 
 /// Virtual minus physical address of everything in the image; `link/virt.ld` has the same number.
-pub(super) const IMAGE_OFFSET: u64 = 0xffff_ff80_0000_0000;
+pub const IMAGE_OFFSET: u64 = 0xffff_ff80_0000_0000;
+
+/// The boot tables' direct map has the physical addresses below this one.
+pub(super) const DIRECT_MAPPED: u64 = BLOCKS * GIB;
+
+/// Entries of a table, and what one of the boot tables' blocks maps.
+const BLOCKS: u64 = 512;
+const GIB: u64 = 1 << 30;
+
+/// The top-level slot of an address.
+const fn slot(address: u64) -> u64 {
+    address >> 39 & (BLOCKS - 1)
+}
+
+// The boot tables hold three slots: the identity map's, the direct map's, the image's. The blocks
+// begin with physical address zero, and the first is for devices alone.
+const _: () = assert!(slot(DIRECT_MAP) > 0 && slot(IMAGE_OFFSET) > slot(DIRECT_MAP));
+const _: () = assert!(DIRECT_MAP.trailing_zeros() >= 39 && IMAGE_OFFSET.trailing_zeros() >= 39);
+const _: () = assert!(UART < GIB && RAM_START == GIB);
 
 /// Bits of SCTLR_EL1 that older versions of the architecture define as one.
 const SCTLR_RES1: u64 = 1 << 29 | 1 << 28 | 1 << 22 | 1 << 20 | 1 << 11;
@@ -61,29 +80,37 @@ const UXN: u64 = 1 << 54;
 const NORMAL_BLOCK: u64 = VALID | (mair::NORMAL << 2) | INNER_SHAREABLE | ACCESSED | UXN;
 const DEVICE_BLOCK: u64 = VALID | (mair::DEVICE << 2) | ACCESSED | PXN | UXN;
 
-// One root serves both halves: its first slot is the identity map (from TTBR0) and the direct map
-// (from TTBR1), its last slot is where the image is linked. Both lead to the same table of 1 GiB
-// blocks: devices first, then memory. Replaced by `paging::activate` before anything else runs.
+// One root serves both halves: its first slot is the identity map (from TTBR0), the other two are
+// the direct map and the place where the image is linked (from TTBR1). All lead to the same table
+// of 1 GiB blocks: devices first, then memory. Out of use after `paging::activate`.
 global_asm!(
     ".pushsection .rodata.boot_tables, \"a\"",
-    ".balign 4096",
+    ".balign {table_size}",
     "__boot_root:",
     ".quad __boot_blocks - {offset} + {table}",
-    ".fill 510, 8, 0",
+    ".fill {direct_slot} - 1, {entry_size}, 0",
     ".quad __boot_blocks - {offset} + {table}",
+    ".fill {image_slot} - {direct_slot} - 1, {entry_size}, 0",
+    ".quad __boot_blocks - {offset} + {table}",
+    ".balign {table_size}",
     "__boot_blocks:",
     ".quad {device}",
-    ".set address, {gib}",
-    ".rept 511",
-    ".quad address + {normal}",
-    ".set address, address + {gib}",
+    ".set __block, {gib}",
+    ".rept {blocks} - 1",
+    ".quad __block + {normal}",
+    ".set __block, __block + {gib}",
     ".endr",
     ".popsection",
+    table_size = const PAGE_SIZE,
+    entry_size = const size_of::<u64>(),
     offset = const IMAGE_OFFSET,
+    direct_slot = const slot(DIRECT_MAP),
+    image_slot = const slot(IMAGE_OFFSET),
     table = const TABLE,
     device = const DEVICE_BLOCK,
     normal = const NORMAL_BLOCK,
-    gib = const RAM_START,
+    blocks = const BLOCKS,
+    gib = const GIB,
 );
 
 /// The entry point, at its physical address with the MMU off.

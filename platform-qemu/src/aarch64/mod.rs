@@ -1,0 +1,63 @@
+//! The virt machine: AArch64, EL1, GICv3, PL011, generic timer, device tree.
+//!
+//! The kernel's half of the address space is TTBR1's, 48 bits with 4 KiB pages; TTBR0 leads to an
+//! empty table. All mappings are global. Vector and floating-point instructions trap. The kernel
+//! runs on SP_EL1.
+
+pub mod console;
+pub mod exit;
+pub mod fw_cfg;
+pub mod interrupts;
+pub mod paging;
+pub mod tick;
+
+mod boot;
+mod cpu;
+mod device_tree;
+mod machine_map;
+mod mair;
+mod report;
+mod vectors;
+
+pub use boot::IMAGE_OFFSET;
+pub use cpu::instructions;
+
+use crate::{memory, start};
+use core::ops::Range;
+use device_tree::DeviceTree;
+
+/// Ranges of RAM that the platform can take from the device tree.
+const MAX_RAM_RANGES: usize = 16;
+
+/// The machine's part of the start, on the boot stack and the boot tables, interrupts masked.
+extern "C" fn start() -> ! {
+    vectors::install();
+    console::init();
+    cpu::init();
+    let tree = DeviceTree::find();
+    let devices = tree.devices();
+    let heap = init_memory(&tree);
+    paging::build(&tree);
+    let uart = console::map();
+    let gic = interrupts::map(&devices);
+    fw_cfg::map(devices.fw_cfg);
+    paging::activate();
+    console::move_to(uart);
+    interrupts::init(gic);
+    start::run(heap)
+}
+
+/// Hands RAM to the frame allocator; returns the heap's part.
+fn init_memory(tree: &DeviceTree) -> Range<u64> {
+    let mut ranges = [const { 0..0 }; MAX_RAM_RANGES];
+    let mut count = 0;
+    // RAM beyond the last slot stays unused.
+    for (slot, range) in ranges.iter_mut().zip(tree.memory()) {
+        *slot = range;
+        count += 1;
+    }
+    // SAFETY: the device tree lists the RAM; the tree itself and the image are all that is in use;
+    // the boot tables' direct map reaches to `DIRECT_MAPPED`, the final one to the end of RAM; this
+    // is the only call.
+    unsafe { memory::init(&ranges[..count], &[tree.range()], boot::DIRECT_MAPPED) }
+}

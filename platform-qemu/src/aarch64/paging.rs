@@ -1,0 +1,276 @@
+//! The kernel's final page tables, in TTBR1.
+//!
+//! Every mapping is global, privileged, inner shareable, never writable and executable at once
+//! (SCTLR_EL1.WXN holds the kernel to it). TTBR0 leads to an empty table.
+
+use super::device_tree::DeviceTree;
+use super::{IMAGE_OFFSET, mair};
+use crate::layout::{self, DIRECT_MAP, DIRECT_MAP_END, PAGE_SIZE};
+use crate::lock::MaskedLock;
+use crate::memory::{self, direct};
+use crate::paging::{Access, Translation};
+use aarch64_cpu::asm::barrier;
+use aarch64_cpu::registers::{ReadWriteable, SCTLR_EL1, TTBR0_EL1, TTBR1_EL1};
+use aarch64_paging::Mapping;
+use aarch64_paging::descriptor::{El1Attributes, PhysicalAddress};
+use aarch64_paging::paging::{Constraints, El1And0, MemoryRegion, PageTable, VaRange};
+use core::arch::{asm, naked_asm};
+use core::ops::Range;
+use core::ptr::NonNull;
+
+/// In every descriptor. EL0 may never execute what the kernel maps for itself.
+const COMMON: El1Attributes = El1Attributes::VALID
+    .union(El1Attributes::ACCESSED)
+    .union(El1Attributes::UXN);
+
+/// The descriptor bits for what the kernel may do with a page.
+fn attributes(access: Access) -> El1Attributes {
+    let memory = COMMON | mair::NORMAL_ATTRIBUTES;
+    match access {
+        Access::Code => memory | El1Attributes::READ_ONLY,
+        Access::ReadOnly => memory | El1Attributes::READ_ONLY | El1Attributes::PXN,
+        Access::ReadWrite => memory | El1Attributes::PXN,
+        Access::Device => COMMON | mair::DEVICE_ATTRIBUTES | El1Attributes::PXN,
+    }
+}
+
+/// A table without entries: the root of the lower half.
+#[repr(C, align(4096))]
+struct EmptyTable([u64; PAGE_SIZE as usize / size_of::<u64>()]);
+
+static EMPTY: EmptyTable = EmptyTable([0; PAGE_SIZE as usize / size_of::<u64>()]);
+
+/// Tables that a new page may need below the root.
+const LEVELS_BELOW_ROOT: usize = 3;
+
+/// Each level of the tables resolves this many bits of the address.
+const LEVEL_BITS: usize = 9;
+
+/// Frames set aside for tables: the crate that edits the tables can't be told that there are none,
+/// so enough for a page are taken before it is called.
+struct Reserve([Option<u64>; LEVELS_BELOW_ROOT]);
+
+impl Reserve {
+    /// Takes frames until the reserve is full; `None` when memory is short.
+    fn fill(&mut self) -> Option<()> {
+        for slot in &mut self.0 {
+            if slot.is_none() {
+                *slot = Some(memory::allocate_table()?);
+            }
+        }
+        Some(())
+    }
+}
+
+static RESERVE: MaskedLock<Reserve> = MaskedLock::new(Reserve([None; LEVELS_BELOW_ROOT]));
+
+/// Where the tables come from.
+struct Tables;
+
+impl aarch64_paging::paging::Translation<El1Attributes> for Tables {
+    fn allocate_table(&mut self) -> (NonNull<PageTable<El1Attributes>>, PhysicalAddress) {
+        let frame = RESERVE
+            .with(|reserve| reserve.0.iter_mut().find_map(Option::take))
+            .or_else(memory::allocate_table)
+            .expect("no memory for the kernel's page tables");
+        let frame = PhysicalAddress(frame as usize);
+        (self.physical_to_virtual(frame), frame)
+    }
+
+    unsafe fn deallocate_table(&mut self, table: NonNull<PageTable<El1Attributes>>) {
+        memory::free_frame(memory::physical(table.as_ptr().cast()));
+    }
+
+    fn physical_to_virtual(&self, address: PhysicalAddress) -> NonNull<PageTable<El1Attributes>> {
+        NonNull::new(direct(address.0 as u64).cast()).expect("the direct map isn't at zero")
+    }
+}
+
+static KERNEL: MaskedLock<Option<Mapping<Tables, El1And0>>> = MaskedLock::new(None);
+
+/// Runs `work` on the final tables.
+fn with<R>(work: impl FnOnce(&mut Mapping<Tables, El1And0>) -> R) -> R {
+    KERNEL.with(|kernel| work(kernel.as_mut().expect("the final tables are built at boot")))
+}
+
+fn region(range: &Range<u64>) -> MemoryRegion {
+    MemoryRegion::new(range.start as usize, range.end as usize)
+}
+
+/// Builds the final tables: the image and the direct map. Devices follow by
+/// [`crate::paging::map_device`], then [`activate`].
+pub(super) fn build(tree: &DeviceTree) {
+    let mut kernel = Mapping::with_asid_and_va_range(Tables, 0, 0, El1And0, VaRange::Upper);
+    let mut map = |virt: Range<u64>, phys: u64, access| {
+        kernel
+            .map_range(
+                &region(&virt),
+                PhysicalAddress(phys as usize),
+                attributes(access),
+                Constraints::NO_CONTIGUOUS_HINT,
+            )
+            .expect("the kernel's own ranges can be mapped");
+    };
+
+    let image = layout::image();
+    let guard = layout::stack_guard();
+    for (range, access) in [
+        (image.text, Access::Code),
+        (image.rodata, Access::ReadOnly),
+        (image.data.start..guard.start, Access::ReadWrite),
+        (guard.end..image.data.end, Access::ReadWrite),
+    ] {
+        let phys = range.start - IMAGE_OFFSET;
+        map(range, phys, access);
+    }
+
+    let limit = DIRECT_MAP_END - DIRECT_MAP;
+    for ram in tree.memory() {
+        let end = ram.end.min(limit);
+        if ram.start < end {
+            map(
+                DIRECT_MAP + ram.start..DIRECT_MAP + end,
+                ram.start,
+                Access::ReadWrite,
+            );
+        }
+    }
+    KERNEL.with(|slot| *slot = Some(kernel));
+}
+
+/// Makes the final tables the CPU's.
+pub(super) fn activate() {
+    let root = with(|kernel| {
+        // From here on the crate does the TLB maintenance and checks break-before-make.
+        kernel.mark_active();
+        kernel.root_address().0 as u64
+    });
+    let empty = &raw const EMPTY as u64 - IMAGE_OFFSET;
+    barrier::dsb(barrier::ISHST);
+    // SAFETY: the new root maps the image where it runs, with the permissions that its parts need,
+    // the stack that this runs on, and the direct map. Interrupts are masked at boot.
+    unsafe { switch(root, empty) };
+    TTBR0_EL1.set_baddr(empty);
+    barrier::isb(barrier::SY);
+    SCTLR_EL1.modify(SCTLR_EL1::WXN::Enable);
+    barrier::isb(barrier::SY);
+    // SAFETY: drops the translations of the boot tables, which nothing uses any more, and those
+    // made before WXN.
+    unsafe {
+        asm!(
+            "tlbi vmalle1",
+            "dsb nsh",
+            "isb",
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
+/// Replaces the root of the upper half. Runs from the identity map meanwhile, because old and new
+/// tables must not be seen together: entries for one address with different sizes conflict in the
+/// TLB. No stack, no memory access; clobbers x9 and x10.
+///
+/// # Safety
+///
+/// 1. `root` is the physical address of a table that maps the caller, its stack and its data where
+///    they are now; `empty` that of a table without entries.
+/// 2. TTBR0 still has the identity map of the boot tables, and interrupts are masked.
+#[unsafe(naked)]
+unsafe extern "C" fn switch(root: u64, empty: u64) {
+    naked_asm!(
+        "adr x9, 1f",
+        "ldr x10, ={offset}",
+        "sub x9, x9, x10",
+        "br x9",
+        "1:",
+        "msr ttbr1_el1, x1",
+        "isb",
+        "tlbi vmalle1",
+        "dsb nsh",
+        "isb",
+        "msr ttbr1_el1, x0",
+        "isb",
+        // Back to the upper half.
+        "ret",
+        ".ltorg",
+        offset = const IMAGE_OFFSET,
+    )
+}
+
+/// Maps one page for the kernel. `None` when there is no memory for the tables.
+///
+/// # Safety
+///
+/// 1. `virt` is a page of the upper half that the caller owns and that isn't mapped.
+/// 2. Whoever uses the mapping has a right to `phys` as `access` says.
+pub(crate) unsafe fn map_page(virt: u64, phys: u64, access: Access) -> Option<()> {
+    RESERVE.with(Reserve::fill)?;
+    let page = region(&(virt..virt + PAGE_SIZE));
+    let frame = PhysicalAddress(phys as usize);
+    with(|kernel| {
+        kernel
+            .map_range(
+                &page,
+                frame,
+                attributes(access),
+                Constraints::NO_CONTIGUOUS_HINT,
+            )
+            .expect("a fresh page of the upper half")
+    });
+    Some(())
+}
+
+/// Takes a page away and returns its frame, or `None` if there was none.
+///
+/// # Safety
+///
+/// 1. `virt` was mapped by [`map_page`].
+/// 2. Nothing uses it any more.
+pub(crate) unsafe fn unmap_page(virt: u64) -> Option<u64> {
+    let frame = translate(virt)?.physical;
+    let page = region(&(virt..virt + PAGE_SIZE));
+    with(|kernel| {
+        kernel
+            .map_range(
+                &page,
+                PhysicalAddress(0),
+                El1Attributes::empty(),
+                Constraints::NO_CONTIGUOUS_HINT,
+            )
+            .expect("a page that is mapped can be unmapped")
+    });
+    Some(frame)
+}
+
+/// Physical address of the root of the kernel's half: what TTBR1_EL1 holds, without the ASID.
+pub fn root() -> u64 {
+    TTBR1_EL1.get_baddr()
+}
+
+/// What the kernel's tables say of an address. The lower half has no mappings.
+pub fn translate(virt: u64) -> Option<Translation> {
+    let page = virt - virt % PAGE_SIZE;
+    // The last page of the address space ends at no address; nothing is mapped there.
+    let end = page.checked_add(PAGE_SIZE)?;
+    let mut found = None;
+    // The tables on the way have no permission bits of their own, so the last descriptor says all.
+    let walked = with(|kernel| {
+        kernel.walk_range(&region(&(page..end)), &mut |_, descriptor, level| {
+            if descriptor.is_valid() {
+                let size = PAGE_SIZE << (LEVEL_BITS * (LEVELS_BELOW_ROOT - level));
+                let flags = descriptor.flags();
+                let writable = !flags.contains(El1Attributes::READ_ONLY);
+                found = Some(Translation {
+                    physical: descriptor.output_address().0 as u64 + virt % size,
+                    writable,
+                    // SCTLR_EL1.WXN
+                    executable: !writable && !flags.contains(El1Attributes::PXN),
+                    user: flags.contains(El1Attributes::USER),
+                });
+            }
+            Ok(())
+        })
+    });
+    // An address outside of the upper half is the only error.
+    walked.ok().and(found)
+}

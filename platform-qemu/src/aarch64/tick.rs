@@ -1,0 +1,38 @@
+//! The periodic tick, from the virtual timer.
+
+use crate::interrupts;
+use crate::time::{TICK_RATE, on_tick};
+use aarch64_cpu::registers::{
+    CNTFRQ_EL0, CNTV_CTL_EL0, CNTV_CVAL_EL0, CNTVCT_EL0, Readable, Writeable,
+};
+use arm_gic::IntId;
+
+/// The virtual timer's interrupt, the same in every system that follows Arm's base architecture.
+const TIMER: IntId = IntId::ppi(11);
+
+fn period() -> u64 {
+    CNTFRQ_EL0.get() / TICK_RATE
+}
+
+/// Starts the tick: [`on_tick`] runs at each one.
+pub(crate) fn start() {
+    CNTV_CVAL_EL0.set(CNTVCT_EL0.get() + period());
+    CNTV_CTL_EL0.write(CNTV_CTL_EL0::ENABLE::SET + CNTV_CTL_EL0::IMASK::CLEAR);
+    interrupts::register(u32::from(TIMER) as usize, tick);
+}
+
+/// Stops the tick.
+pub(crate) fn stop() {
+    CNTV_CTL_EL0.write(CNTV_CTL_EL0::ENABLE::CLEAR);
+    aarch64_cpu::asm::barrier::isb(aarch64_cpu::asm::barrier::SY);
+}
+
+fn tick() {
+    // The next tick is due one period after this one was; ticks that were missed meanwhile are
+    // left out rather than made up for.
+    let now = CNTVCT_EL0.get();
+    let due = CNTV_CVAL_EL0.get() + period();
+    CNTV_CVAL_EL0.set(if due > now { due } else { now + period() });
+    aarch64_cpu::asm::barrier::isb(aarch64_cpu::asm::barrier::SY);
+    on_tick();
+}
