@@ -1,0 +1,114 @@
+//! The local APIC, through its registers in memory.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::paging;
+
+/// The vector of spurious interrupts. Its low bits must be set on old parts.
+pub const SPURIOUS: u64 = 0xff;
+
+const PHYSICAL: u64 = 0xfee0_0000;
+const SIZE: u64 = 0x1000;
+
+const ID: u64 = 0x20;
+const TASK_PRIORITY: u64 = 0x80;
+const END_OF_INTERRUPT: u64 = 0xb0;
+const SPURIOUS_VECTOR: u64 = 0xf0;
+const IN_SERVICE: u64 = 0x100;
+const COMMAND: u64 = 0x300;
+const COMMAND_HIGH: u64 = 0x310;
+const TIMER: u64 = 0x320;
+const LINT0: u64 = 0x350;
+const LINT1: u64 = 0x360;
+const INITIAL_COUNT: u64 = 0x380;
+const CURRENT_COUNT: u64 = 0x390;
+const DIVIDE: u64 = 0x3e0;
+
+const ENABLED: u32 = 1 << 8;
+const MASKED: u32 = 1 << 16;
+const PERIODIC: u32 = 1 << 17;
+const DELIVER_NMI: u32 = 0b100 << 8;
+const ASSERT: u32 = 1 << 14;
+const PENDING: u32 = 1 << 12;
+const DIVIDE_BY_16: u32 = 0b0011;
+
+/// Address of the registers; 0 before `init`.
+static BASE: AtomicU64 = AtomicU64::new(0);
+
+fn register(offset: u64) -> *mut u32 {
+    let base = BASE.load(Ordering::Relaxed);
+    assert!(base != 0, "the local APIC is not set up yet");
+    (base + offset) as *mut u32
+}
+
+fn read(offset: u64) -> u32 {
+    // SAFETY: `init` mapped the registers, and `offset` is one of the constants above.
+    unsafe { register(offset).read_volatile() }
+}
+
+fn write(offset: u64, value: u32) {
+    // SAFETY: as in `read`; no register is able to touch memory.
+    unsafe { register(offset).write_volatile(value) }
+}
+
+/// Maps and enables the APIC: timer off, external interrupts off, NMI line open.
+pub(super) fn init() {
+    BASE.store(paging::map_device(PHYSICAL, SIZE) as u64, Ordering::Relaxed);
+    write(TIMER, MASKED);
+    write(LINT0, MASKED);
+    write(LINT1, DELIVER_NMI);
+    write(TASK_PRIORITY, 0);
+    write(SPURIOUS_VECTOR, ENABLED | SPURIOUS as u32);
+}
+
+/// Ends a vector's service. One that isn't in service (raised by `int`, or by the old interrupt
+/// controller) is left alone: ending it would end another one's.
+pub(super) fn acknowledge(vector: u64) {
+    let word = read(IN_SERVICE + vector / 32 * 0x10);
+    if word >> (vector % 32) & 1 != 0 {
+        write(END_OF_INTERRUPT, 0);
+    }
+}
+
+/// Starts the timer: an interrupt each `count` of its steps, or, with `None`, a silent countdown
+/// from the highest count.
+pub(super) fn start_timer(vector: u8, count: Option<u32>) {
+    write(DIVIDE, DIVIDE_BY_16);
+    write(TIMER, u32::from(vector) | if count.is_some() { PERIODIC } else { MASKED });
+    write(INITIAL_COUNT, count.unwrap_or(u32::MAX));
+}
+
+/// Steps since the timer was last started for a silent countdown.
+pub(super) fn timer_steps() -> u32 {
+    u32::MAX - read(CURRENT_COUNT)
+}
+
+/// Stops the timer.
+pub(super) fn stop_timer() {
+    write(TIMER, MASKED);
+    write(INITIAL_COUNT, 0);
+}
+
+/// Sends this CPU an interrupt, as a device would.
+///
+/// # Panics
+///
+/// If the vector is one of the processor's exceptions.
+pub fn raise(vector: u8) {
+    assert!(u64::from(vector) >= super::exceptions::EXCEPTIONS, "vector {vector} is an exception's");
+    send(u32::from(vector));
+}
+
+/// Sends this CPU a non-maskable interrupt.
+pub fn raise_nmi() {
+    send(DELIVER_NMI);
+}
+
+fn send(command: u32) {
+    // By number: the shorthand for «self» does not carry NMIs.
+    write(COMMAND_HIGH, read(ID));
+    write(COMMAND, command | ASSERT);
+    while read(COMMAND) & PENDING != 0 {
+        core::hint::spin_loop();
+    }
+}

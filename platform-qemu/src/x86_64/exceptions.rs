@@ -1,0 +1,77 @@
+//! What happens on each vector.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use x86_64::registers::control::{Cr2, Cr3};
+
+use super::{apic, entry::Frame};
+use crate::{console::print_unlocked, exit, interrupts};
+
+/// Vectors below this one are the processor's exceptions.
+pub(super) const EXCEPTIONS: u64 = 32;
+pub(super) const NMI: u64 = 2;
+pub(super) const DOUBLE_FAULT: u64 = 8;
+
+static NMIS: AtomicU64 = AtomicU64::new(0);
+
+/// How many non-maskable interrupts have arrived.
+pub fn nmi_count() -> u64 {
+    NMIS.load(Ordering::Relaxed)
+}
+
+/// Called by the entry code for each interrupt and exception, with interrupts masked.
+pub(super) extern "C" fn on_interrupt(frame: &mut Frame) {
+    match frame.vector {
+        // May have interrupted anything, a lock's holder too.
+        NMI => {
+            NMIS.fetch_add(1, Ordering::Relaxed);
+        }
+        ..EXCEPTIONS => report(frame),
+        // Not in service, so nothing to acknowledge.
+        apic::SPURIOUS => {}
+        vector => {
+            interrupts::dispatch(vector as usize);
+            apic::acknowledge(vector);
+        }
+    }
+}
+
+fn report(frame: &Frame) -> ! {
+    let fault_address = Cr2::read_raw();
+    let (root, _) = Cr3::read();
+    let name = name(frame.vector);
+    let vector = frame.vector;
+    print_unlocked(format_args!(
+        "\nexception {vector} ({name})  cr2 {fault_address:016x}  cr3 {:016x}\n{frame}\n",
+        root.start_address()
+    ));
+    exit::exit(false)
+}
+
+fn name(vector: u64) -> &'static str {
+    match vector {
+        0 => "divide error",
+        1 => "debug",
+        3 => "breakpoint",
+        4 => "overflow",
+        5 => "bound range",
+        6 => "invalid opcode",
+        7 => "device not available",
+        8 => "double fault",
+        10 => "invalid TSS",
+        11 => "segment not present",
+        12 => "stack fault",
+        13 => "general protection",
+        14 => "page fault",
+        16 => "x87 error",
+        17 => "alignment check",
+        18 => "machine check",
+        19 => "SIMD error",
+        20 => "virtualization",
+        21 => "control protection",
+        28 => "hypervisor injection",
+        29 => "VMM communication",
+        30 => "security",
+        _ => "reserved",
+    }
+}

@@ -1,0 +1,27 @@
+//! QEMU's q35: an x86-64 PC, booted through PVH.
+
+pub mod apic;
+pub mod exceptions;
+pub mod segments;
+
+pub(crate) mod console;
+pub(crate) mod exit;
+pub(crate) mod fw_cfg;
+pub(crate) mod interrupts;
+pub(crate) mod paging;
+pub(crate) mod tick;
+
+mod boot;
+mod cpu;
+mod entry;
+mod pic;
+mod pit;
+
+/// Virtual minus physical address of the image.
+pub(crate) const IMAGE_OFFSET: u64 = 0xffff_ffff_8000_0000;
+
+/// The time-stamp counter. Under QEMU's `-icount shift=0` it counts executed instructions.
+pub fn instructions() -> u64 {
+    // SAFETY: the counter is readable in privileged mode.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
