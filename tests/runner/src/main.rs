@@ -1,2 +1,47 @@
-//! TBD
-fn main() {}
+//! Boots a kernel image in QEMU, shows what it prints and judges how it ended.
+//!
+//! It is Cargo's runner for both bare-metal targets and what the recipes of the justfile call. Two
+//! rules hold whatever the guest or QEMU does: the runner ends within the time limit, and only a
+//! guest that says "pass" by the exit status agreed on (and prints what was asked for) passes.
+//! Exit codes: 0 pass, 1 the guest failed, 2 usage or environment.
+
+mod boot;
+mod command;
+mod ending;
+mod error;
+mod image;
+mod inputs;
+mod lines;
+mod machine;
+mod options;
+mod suite;
+mod summary;
+mod tally;
+mod terminal;
+mod transcript;
+mod verdict;
+
+use std::process::ExitCode;
+
+use options::Task;
+
+fn main() -> ExitCode {
+    let done = Task::from_command_line(std::env::args_os().skip(1)).and_then(|task| match task {
+        Task::Help => {
+            print!("{}", options::HELP);
+            Ok(true)
+        }
+        Task::Boot(options) => boot::run(&options),
+        Task::Suite(boots) => suite::run(&boots),
+        Task::Tally(command) => tally::run(&command),
+        Task::Check(files) => inputs::check(&files).map(|_| true),
+    });
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("qemu-runner: {error}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,128 @@
+# `./bootstrap RECIPE` installs what is missing first; `just RECIPE` needs everything in place.
+
+set positional-arguments
+
+export CARGO_TARGET_DIR := env('CARGO_TARGET_DIR', justfile_directory() / 'target')
+
+# Any of these would replace the flags and the targets that the kernels are built with.
+unexport CARGO_BUILD_TARGET
+unexport CARGO_ENCODED_RUSTFLAGS
+unexport RUSTFLAGS
+
+x86 := 'x86_64-unknown-none'
+arm := 'aarch64-unknown-none-softfloat'
+
+just := quote(just_executable()) + ' --justfile ' + quote(justfile())
+runner := quote(CARGO_TARGET_DIR / 'debug/qemu-runner')
+files := quote(justfile_directory() / 'examples/files')
+
+# What runs on the build machine, what runs under Miri, and what each bare-metal target takes.
+host_packages := '-p sandbox-core -p arch-x86_64 -p arch-aarch64 -p sandbox-mode -p qemu-runner'
+miri_packages := '-p sandbox-core'
+guest_libraries := '-p sandbox-core -p sandbox-mode -p platform-qemu -p demo'
+guest_packages := guest_libraries + ' -p conformance -p hello'
+
+# List the recipes
+default:
+    @{{ just }} --list --unsorted
+
+# Parse FILES (or the samples) in sandboxes, on both machines
+[no-exit-message]
+demo *FILES: _runner
+    #!/bin/sh
+    set -eu
+    folder={{ quote(invocation_directory()) }}
+    if [ $# -eq 0 ]; then
+        folder={{ files }}
+        set -- picture.png certificate.der
+    fi
+    {{ runner }} check --directory "$folder" -- "$@"
+    cargo build --quiet --release -p demo --bin demo --target {{ x86 }} --target {{ arm }}
+    status=0
+    for target in {{ x86 }} {{ arm }}; do
+        {{ runner }} "$CARGO_TARGET_DIR/$target/release/demo" --cpu max --directory "$folder" -- "$@" ||
+            status=1
+    done
+    exit $status
+
+# Run all tests
+test: test-host test-x86 test-arm
+
+# Run the tests of everything that works on the build machine
+[no-exit-message]
+test-host: _runner
+    {{ runner }} tally sh -c '\
+        cargo test --no-fail-fast {{ host_packages }}; status=$?; \
+        cargo test -p demo --lib && exit $status'
+
+# Boot the conformance suite and the examples on q35
+test-x86: (_boots x86)
+
+# Boot the conformance suite and the examples on virt
+test-arm: (_boots arm)
+
+# Count the instructions of a call, on both machines
+[no-exit-message]
+bench: _runner
+    cargo build --quiet --release -p conformance --bin bench --target {{ x86 }} --target {{ arm }}
+    {{ runner }} "$CARGO_TARGET_DIR/{{ x86 }}/release/bench" --icount --cpu max --timeout 300
+    {{ runner }} "$CARGO_TARGET_DIR/{{ arm }}/release/bench" --icount --cpu max --timeout 300
+
+# Run the arch-neutral tests under Miri (with a nightly Rust that has it)
+[no-exit-message]
+miri: _runner
+    #!/bin/sh
+    set -eu
+    if ! cargo +nightly miri setup >/dev/null 2>&1; then
+        echo 'miri: skipped, no nightly Rust with miri and rust-src' \
+            '(rustup toolchain install nightly --component miri --component rust-src)' >&2
+        # Nobody reads the line in continuous integration.
+        [ "${CI:-}" != true ]
+        exit
+    fi
+    {{ runner }} tally cargo +nightly miri test {{ miri_packages }}
+
+# Check formatting, lints and documentation
+[no-exit-message]
+lint:
+    cargo fmt --all --check
+    cargo clippy --quiet {{ host_packages }} --all-targets -- -D warnings
+    cargo clippy --quiet -p demo --lib --tests -- -D warnings
+    cargo clippy --quiet --target {{ x86 }} {{ guest_packages }} -p arch-x86_64 --lib --bins --examples -- -D warnings
+    cargo clippy --quiet --target {{ arm }} {{ guest_packages }} -p arch-aarch64 --lib --bins --examples -- -D warnings
+    RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps --target {{ x86 }} {{ guest_libraries }} -p arch-x86_64 --lib
+    RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps --target {{ arm }} {{ guest_libraries }} -p arch-aarch64 --lib
+
+# Everything that must hold before a change lands, with the time each part takes
+[no-exit-message]
+ci:
+    #!/bin/sh
+    set -eu
+    times=
+    for part in lint test-host test-x86 test-arm miri bench; do
+        start=$(date +%s)
+        echo "==== $part"
+        if ! {{ just }} "$part"; then
+            echo "ci: $part failed after $(($(date +%s) - start)) s" >&2
+            exit 1
+        fi
+        times="$times$(printf '%6d s  %s' $(($(date +%s) - start)) "$part")
+    "
+    done
+    printf '%s\n' '==== passed' "$times"
+
+_runner:
+    @cargo build --quiet -p qemu-runner
+
+# Each kernel on the default CPU and on one with every feature QEMU has.
+[no-exit-message]
+_boots target: _runner
+    cargo build --quiet --target {{ target }} -p conformance --bin conformance -p hello --bin hello
+    cargo build --quiet --target {{ target }} --release -p demo --bin demo
+    @cd "$CARGO_TARGET_DIR/{{ target }}" && {{ runner }} suite \
+        debug/conformance --suite conformance --timeout 300 -- \
+        debug/conformance --suite conformance --timeout 300 --cpu max -- \
+        debug/hello -- \
+        debug/hello --cpu max -- \
+        release/demo --directory {{ files }} picture.png certificate.der -- \
+        release/demo --directory {{ files }} picture.png certificate.der --cpu max
