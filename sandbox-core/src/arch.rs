@@ -1,0 +1,231 @@
+//! What an architecture supplies: a backend is one implementation of [`Arch`] and of [`Format`].
+//!
+//! The terms: the *gate* is the backend's own code (on pages of its own in the host's text) and its data (per CPU, at one
+//! address in every address space), mapped privileged-only in host and view alike. A *run* is the time from
+//! [`Arch::enter`] until it returns.
+
+use core::ffi::c_void;
+use core::fmt::Debug;
+use core::ptr::NonNull;
+
+use crate::addr::{Frame, Page, PageRange, VirtAddr};
+use crate::error::Error;
+use crate::exit::{FatalReport, Syndrome};
+use crate::format::{Format, MAX_ROOTS};
+use crate::permissions::Access;
+
+/// The most frames of gate data a backend may use on a CPU, the host's own that it shows again included.
+pub const MAX_GATE_FRAMES: usize = 8;
+
+/// The roots for one entry, as physical addresses. Both sets have an (empty) table where nothing is mapped.
+#[derive(Clone, Copy, Debug)]
+pub struct ViewRoots {
+    /// The sandbox's tables.
+    pub view: [u64; MAX_ROOTS],
+    /// Tables that map the gate and nothing else, for switches that must pass through common ground.
+    pub gate: [u64; MAX_ROOTS],
+}
+
+/// Where sandboxed code begins.
+#[derive(Clone, Copy, Debug)]
+pub struct Start {
+    /// The function to call: `extern "C" fn(argument)`.
+    pub function: VirtAddr,
+    /// Its argument.
+    pub argument: VirtAddr,
+    /// The stack pointer, a multiple of 16; the stack grows down from it.
+    pub stack: VirtAddr,
+}
+
+/// Why [`Arch::enter`] returned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trap<I> {
+    /// The sandboxed function returned.
+    Returned,
+    /// The sandboxed code asked for host call number so-and-so.
+    HostCall(u64),
+    /// An interrupt the host has to handle: to be passed to [`Arch::forward`].
+    Interrupt(I),
+    /// The entry was called off before an instruction ran, or what ended it has been handled: enter again.
+    Again,
+    /// An exception of the sandboxed code's own: [`Arch::diagnose`] tells which.
+    Fault,
+}
+
+/// What an exception was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Cause {
+    /// A memory access was refused.
+    Memory {
+        /// The address.
+        address: VirtAddr,
+        /// What was tried.
+        access: Access,
+        /// Who refused it.
+        refusal: Refusal,
+    },
+    /// An unknown instruction.
+    Illegal,
+    /// A privileged one.
+    Privileged,
+    /// A division.
+    Arithmetic,
+    /// Floating point or vectors.
+    FloatingPoint,
+    /// A breakpoint instruction.
+    Breakpoint,
+    /// Single step or another debug event.
+    SingleStep,
+    /// Something else.
+    Unknown(Syndrome),
+}
+
+/// Who refused a memory access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// The page tables, or stale copies of host entries for the same page: the tables tell which.
+    Translation,
+    /// A restriction on top of the tables, such as a protection key.
+    Restriction,
+    /// The access's alignment.
+    Alignment,
+    /// No table can translate the address.
+    NonCanonical,
+    /// The memory system.
+    External,
+}
+
+/// What the gate does on an exception of its own code. Made by the HAL, stored by the backend.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct FatalHook {
+    /// Passed to `call`.
+    pub hal: *const c_void,
+    /// Reports to the host and does not return. To be called on the host's stack, in its address space, with its exception
+    /// table, interrupts masked.
+    pub call: unsafe extern "C" fn(hal: *const c_void, report: &FatalReport) -> !,
+}
+
+/// Reads the sandbox's memory, as an instruction decoder needs it.
+pub trait Memory {
+    /// Copies bytes from `address` on into `into` as far as the sandbox could execute them; returns how many.
+    fn fetch(&self, address: VirtAddr, into: &mut [u8]) -> usize;
+    /// Reads the eight bytes at `address`, if the sandbox could.
+    fn load(&self, address: VirtAddr) -> Option<u64>;
+}
+
+/// A backend.
+///
+/// # Safety
+///
+/// The HAL's promises rest on these:
+///
+/// 1. Between the last instruction of [`enter`](Arch::enter)'s way in and the first of its way out, the CPU executes only
+///    unprivileged code, on `roots.view` and nothing else.
+/// 2. Whatever that code does, control comes back through the gate, and `enter` returns to its caller with all privileged
+///    state, and all unprivileged state the host could notice, as it was.
+/// 3. No general register, flag or system register that unprivileged code can read holds a value of the host's.
+/// 4. Nothing read from memory or registers that unprivileged code can change decides where the host continues or what it
+///    restores.
+/// 5. `gate_text` is whole pages that contain the gate's code and nothing else.
+pub unsafe trait Arch: Send + Sync + Sized + 'static {
+    /// The page-table format.
+    type Format: Format;
+    /// What the host says about a CPU when it starts the HAL there.
+    type CpuConfig;
+    /// The gate's data on one CPU.
+    type Gate;
+    /// The registers of a sandbox while it is not running.
+    type Registers: Clone + Debug + Default + Send + Sync;
+    /// The caller's interrupt mask.
+    type InterruptState: Copy;
+    /// An interrupt that arrived in a sandbox.
+    type Interrupt: Copy + Debug;
+
+    /// How many frames of its own the gate needs on each CPU.
+    const GATE_FRAMES: usize;
+
+    /// Examines the CPU. Returns the feature that forbids running, if there is one.
+    fn probe() -> Result<Self, Error>;
+
+    /// The format of the host's tables and of the views.
+    fn format(&self) -> Self::Format;
+
+    /// The pages of the gate's code.
+    fn gate_text() -> PageRange;
+
+    /// Frames of the host's that the gate shows again on this CPU, behind its own: writes them to `frames` and returns how many.
+    /// `translate` tells which frame the host maps at a page. Runs on the CPU that is being started, interrupts masked.
+    fn host_frames(&self, translate: &dyn Fn(Page) -> Option<Frame>, frames: &mut [Frame]) -> Result<usize, Error>;
+
+    /// Makes this CPU ready: fills its gate data, installs what must be installed, checks what can only be checked here.
+    /// When it fails, the CPU is as before.
+    ///
+    /// # Safety
+    ///
+    /// 1. Runs on the CPU in question with interrupts masked, once.
+    /// 2. `gate` is the first of `GATE_FRAMES` zeroed pages, followed by those that `host_frames` named, mapped as
+    ///    [`Host::map_gate`](crate::Host::map_gate) promises, for ever.
+    /// 3. `hook` stays valid for ever.
+    unsafe fn start_cpu(
+        &self,
+        gate: Page,
+        config: Self::CpuConfig,
+        hook: FatalHook,
+    ) -> Result<NonNull<Self::Gate>, Error>;
+
+    /// Masks interrupts on this CPU and returns how they were.
+    fn mask_interrupts() -> Self::InterruptState;
+
+    /// Restores what [`mask_interrupts`](Arch::mask_interrupts) returned.
+    ///
+    /// # Safety
+    ///
+    /// 1. `state` came from `mask_interrupts` in the same thread, and nesting is respected.
+    unsafe fn restore_interrupts(state: Self::InterruptState);
+
+    /// Makes earlier writes to page tables visible to the table walkers of all CPUs.
+    fn publish_tables();
+
+    /// Forgets cached translations of `page` on this CPU, the host's global ones included.
+    fn flush_page(page: Page);
+
+    /// Sets `registers` for a call: everything the sandboxed code can read is zero except what `start` needs.
+    fn prepare(&self, registers: &mut Self::Registers, start: Start);
+
+    /// Runs the sandbox until control comes back. `interrupts` says how the caller's interrupts were: the sandbox runs with
+    /// them in the same state.
+    ///
+    /// On [`Trap::Returned`] `registers` need not be up to date; otherwise they are what the sandbox was left with.
+    ///
+    /// # Safety
+    ///
+    /// 1. Interrupts are masked, and `gate` is this CPU's.
+    /// 2. `roots.view` is a finished view: nothing in it can be changed by unprivileged code except the sandbox's own memory,
+    ///    it maps the gate, and its tables don't change during the run.
+    /// 3. `registers` came from `prepare` or from an earlier run on the same view.
+    unsafe fn enter(
+        &self,
+        gate: NonNull<Self::Gate>,
+        registers: &mut Self::Registers,
+        roots: &ViewRoots,
+        interrupts: Self::InterruptState,
+    ) -> Result<Trap<Self::Interrupt>, Error>;
+
+    /// What the exception was that ended the last run, by what [`enter`](Arch::enter) left in `registers`. `memory` shows
+    /// what the sandbox can read, for looking at the instruction.
+    fn diagnose(&self, registers: &Self::Registers, memory: &dyn Memory) -> Cause;
+
+    /// Lets the host's own handler run for an interrupt that arrived in the sandbox, as if it had hit kernel code of the
+    /// caller's. Afterwards interrupts are as the caller had them; the thread may be on another CPU.
+    ///
+    /// # Safety
+    ///
+    /// 1. `interrupt` came from the last [`enter`](Arch::enter) on this CPU; interrupts have been masked since.
+    /// 2. `interrupts` is how the caller's were.
+    unsafe fn forward(interrupt: Self::Interrupt, interrupts: Self::InterruptState);
+
+    /// The address of the instruction that the sandbox stopped at.
+    fn program_counter(registers: &Self::Registers) -> VirtAddr;
+}

@@ -1,0 +1,230 @@
+//! The HAL of one host: what all its sandboxes share.
+
+use core::ffi::c_void;
+use core::ptr::NonNull;
+
+use crate::addr::{Frame, Page, PageRange};
+use crate::arch::{Arch, FatalHook, MAX_GATE_FRAMES};
+use crate::cpus::{Cpus, MOST};
+use crate::error::Error;
+use crate::exit::FatalReport;
+use crate::format::{ENTRIES, Format};
+use crate::frames::Frames;
+use crate::host::Host;
+use crate::image::{Template, in_any};
+use crate::lock::IrqLock;
+use crate::record::FrameUse;
+use crate::sandbox::{Config, Sandbox};
+use crate::tables::Tables;
+use crate::walk::walk;
+
+/// The sandbox layer of one kernel, made once and kept for as long as the kernel runs.
+pub struct Hal<H: Host, A: Arch> {
+    pub(crate) arch: A,
+    pub(crate) frames: Frames<H, A>,
+    pub(crate) template: IrqLock<A, Template<A::Format>>,
+    pub(crate) cpus: Cpus,
+    /// A table without entries: the root where a view has nothing.
+    pub(crate) empty: Frame,
+    pub(crate) window: PageRange,
+}
+
+impl<H: Host, A: Arch> Hal<H, A> {
+    /// Examines the machine and the host's image and builds what all sandboxes share. Takes frames from `host` and keeps them;
+    /// changes no CPU state.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] names a feature that forbids running; [`Error::BadWindow`], [`Error::BadImage`] and the grant
+    /// errors say what of the host's description is no good. Nothing is kept then.
+    pub fn new(host: H) -> Result<Self, Error> {
+        let arch = A::probe()?;
+        let format = arch.format();
+        let frames = Frames::new(host);
+        let cpus = frames.host().cpu_count();
+        if cpus > MOST {
+            return Err(Error::TooManyCpus { cpus, most: MOST });
+        }
+        let window = frames.host().window();
+        let mut template = Err(Error::BadWindow(window));
+        frames.host().with_tables(&mut |roots| {
+            template = check_window(format, window)
+                .and_then(|()| match Tables::first_mapped(format, roots, &frames, window) {
+                    Some(_) => Err(Error::BadWindow(window)),
+                    None => check_image::<H, A>(&frames),
+                })
+                .and_then(|()| Template::build(&frames, format, roots));
+        });
+        let mut template = template?;
+        let empty = match frames.allocate(FrameUse::Table) {
+            Ok(frame) => frame,
+            Err(error) => {
+                template.destroy(&frames);
+                return Err(error);
+            }
+        };
+        Ok(Hal { arch, frames, template: IrqLock::new(template), cpus: Cpus::new(), empty, window })
+    }
+
+    /// The host.
+    pub fn host(&self) -> &H {
+        self.frames.host()
+    }
+
+    /// The backend.
+    pub fn arch(&self) -> &A {
+        &self.arch
+    }
+
+    /// Makes the current CPU ready to run sandboxes. `config` says what the backend needs to know of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] names a feature of this CPU that forbids running; the CPU is as before then.
+    ///
+    /// # Safety
+    ///
+    /// 1. Runs on each CPU once, in privileged mode, on the host's own tables and exception table, in a thread that stays on
+    ///    this CPU meanwhile.
+    /// 2. The host agrees to what the backend's documentation says start-up changes, and does not change it back.
+    /// 3. `config` tells the truth.
+    pub unsafe fn start_cpu(&'static self, config: A::CpuConfig) -> Result<(), Error> {
+        let state = A::mask_interrupts();
+        // SAFETY: interrupts are masked; the rest is the caller's promise.
+        let result = unsafe { self.start_masked_cpu(config) };
+        // SAFETY: (1) from `mask_interrupts` above, in the same thread.
+        unsafe { A::restore_interrupts(state) };
+        result
+    }
+
+    /// # Safety
+    ///
+    /// 1. As [`start_cpu`](Hal::start_cpu), with interrupts masked.
+    unsafe fn start_masked_cpu(&'static self, config: A::CpuConfig) -> Result<(), Error> {
+        let cpu = self.host().cpu_index();
+        if cpu >= self.host().cpu_count() {
+            return Err(Error::TooManyCpus { cpus: cpu, most: self.host().cpu_count() });
+        }
+        let mut list = [self.empty; MAX_GATE_FRAMES];
+        let (own, shared) = list.split_at_mut(A::GATE_FRAMES);
+        let shared = self.arch.host_frames(&|page| self.host_frame(page), shared)?;
+        self.template.with(|_| self.cpus.reserve(&self.frames, cpu))?;
+        for index in 0..own.len() {
+            own[index] = match self.frames.allocate(FrameUse::Gate) {
+                Ok(frame) => frame,
+                Err(error) => {
+                    self.give_back(&own[..index]);
+                    return Err(error);
+                }
+            };
+        }
+        let all = A::GATE_FRAMES + shared;
+        // SAFETY: (1) the HAL is 'static and keeps the frames from here on.
+        let Some(gate) = (unsafe { self.host().map_gate(&list[..all]) }) else {
+            self.give_back(&list[..A::GATE_FRAMES]);
+            return Err(Error::GateNotMapped);
+        };
+        // The host has mapped the frames for good: from here on they stay taken, whatever happens.
+        let range = PageRange::new(gate, all as u64).ok_or(Error::GateNotMapped)?;
+        if range.overlaps(self.window) {
+            return Err(Error::GateNotMapped);
+        }
+        let mut added = Err(Error::GateNotMapped);
+        self.host().with_tables(&mut |roots| {
+            added = self.template.with(|template| template.add_gate(&self.frames, roots, range));
+        });
+        added?;
+        let hook = FatalHook { hal: (&raw const *self).cast(), call: fatal::<H, A> };
+        // SAFETY: (1) the caller's promise; (2) the frames are zeroed and mapped, the host's behind them; (3) `self` is 'static.
+        let gate = unsafe { self.arch.start_cpu(gate, config, hook) }?;
+        self.template.with(|_| self.cpus.publish(&self.frames, cpu, gate, all));
+        Ok(())
+    }
+
+    /// Which frame the host maps at `page`.
+    fn host_frame(&self, page: Page) -> Option<Frame> {
+        let mut frame = None;
+        self.host().with_tables(&mut |roots| {
+            frame = walk(self.arch.format(), roots, page, |table, index| self.frames.read(table, index))
+                .map(|mapping| mapping.frame);
+        });
+        frame
+    }
+
+    fn give_back(&self, frames: &[Frame]) {
+        for &frame in frames {
+            // SAFETY: (1) allocated by the caller just before, and mapped nowhere.
+            unsafe { self.frames.free(frame) };
+        }
+    }
+
+    /// A sandbox with the default configuration.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfFrames`]; everything taken so far has been given back.
+    pub fn sandbox(&self) -> Result<Sandbox<'_, H, A>, Error> {
+        Sandbox::new(self, Config::default())
+    }
+
+    /// A sandbox with the configuration `config`.
+    ///
+    /// # Errors
+    ///
+    /// As [`sandbox`](Hal::sandbox), and [`Error::NoStack`] or [`Error::WindowFull`] for a stack of a size that can't be.
+    pub fn sandbox_with(&self, config: Config) -> Result<Sandbox<'_, H, A>, Error> {
+        Sandbox::new(self, config)
+    }
+
+    /// This CPU's gate. Called with interrupts masked.
+    pub(crate) fn current_gate(&self) -> Result<NonNull<A::Gate>, Error> {
+        let cpu = self.host().cpu_index();
+        self.cpus.gate(&self.frames, cpu).ok_or(Error::CpuNotStarted(cpu))
+    }
+}
+
+impl<H: Host, A: Arch> Drop for Hal<H, A> {
+    fn drop(&mut self) {
+        self.template.get_mut().destroy(&self.frames);
+        self.cpus.destroy(&self.frames);
+        // SAFETY: (1) from `allocate`; no sandbox is left that could use it as a root.
+        unsafe { self.frames.free(self.empty) };
+    }
+}
+
+/// Reports an exception in the gate to the host.
+///
+/// # Safety
+///
+/// 1. `hal` points to a `Hal<H, A>` that lives for ever.
+unsafe extern "C" fn fatal<H: Host, A: Arch>(hal: *const c_void, report: &FatalReport) -> ! {
+    // SAFETY: (1) of this function.
+    let hal = unsafe { &*hal.cast::<Hal<H, A>>() };
+    hal.host().fatal(report)
+}
+
+/// The window must be translatable from end to end by one root, and hold at least one table's worth of pages.
+fn check_window<F: Format>(format: F, window: PageRange) -> Result<(), Error> {
+    let first = format.root_of(window.start().start());
+    let last = window.count().checked_sub(1).and_then(|last| window.start().checked_add(last));
+    match (first, last.map(|last| format.root_of(last.start()))) {
+        (Some(first), Some(Some(last))) if first == last && window.count() >= ENTRIES as u64 => Ok(()),
+        _ => Err(Error::BadWindow(window)),
+    }
+}
+
+/// The gate must lie in the text, or it is not the text the host believes it to be; and no part may be in the window.
+fn check_image<H: Host, A: Arch>(frames: &Frames<H, A>) -> Result<(), Error> {
+    let image = frames.host().image();
+    let gate = A::gate_text();
+    let window = frames.host().window();
+    for &range in image.text.iter().chain(image.read_only) {
+        if range.overlaps(window) {
+            return Err(Error::BadImage(range));
+        }
+    }
+    if gate.is_empty() || !gate.pages().all(|page| in_any(image.text, page)) {
+        return Err(Error::BadImage(gate));
+    }
+    Ok(())
+}

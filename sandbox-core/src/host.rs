@@ -1,0 +1,102 @@
+//! What a kernel supplies.
+
+use crate::addr::{Frame, Page, PageRange};
+use crate::exit::FatalReport;
+use crate::format::Roots;
+
+/// What a frame is, as the host knows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum FrameKind {
+    /// Ordinary memory, the host's image included.
+    Ram,
+    /// One of the host's page tables. Never granted.
+    PageTable,
+    /// Device registers. Never granted as memory.
+    Device,
+    /// Anything else that no sandbox may see: firmware, the host's own secrets.
+    Reserved,
+}
+
+/// The parts of the host's image that sandboxes may use.
+///
+/// Ranges are whole pages of the host's address space, mapped as long as the HAL exists.
+#[derive(Clone, Copy, Debug)]
+pub struct Image<'a> {
+    /// Code, granted for reading and execution. The HAL leaves its own gate out by itself.
+    pub text: &'a [PageRange],
+    /// Constants, relocated read-only data included (vtables live there); granted for reading.
+    pub read_only: &'a [PageRange],
+    /// Pages in those ranges to leave out: keys, secrets.
+    pub excluded: &'a [PageRange],
+}
+
+/// A host kernel.
+///
+/// All methods may be called with interrupts masked, from any thread of the host, on any CPU, and must not call back into
+/// the HAL.
+///
+/// # Safety
+///
+/// The HAL builds address spaces from what these methods say, so they must be true:
+///
+/// 1. [`allocate_frame`](Host::allocate_frame) returns a frame of ordinary memory that nothing else uses until it is
+///    given back through [`free_frame`](Host::free_frame).
+/// 2. [`frame_pointer`](Host::frame_pointer) returns a pointer to the frame's 4096 bytes, readable and writable by
+///    privileged code in every address space a HAL function is called in, for as long as the frame is in use.
+/// 3. [`frame_kind`](Host::frame_kind) is right for every frame that the host's tables map.
+/// 4. The tables that [`with_tables`](Host::with_tables) passes are those in force for kernel addresses, are readable through
+///    `frame_pointer`, and don't change until it returns.
+/// 5. [`map_gate`](Host::map_gate) does what it says, and its mapping is never changed afterwards.
+/// 6. Nobody but the HAL maps anything in [`window`](Host::window).
+/// 7. What [`image`](Host::image) names holds no secret and stays mapped and unchanged.
+/// 8. [`cpu_index`](Host::cpu_index) is the same at each call on one CPU, different on each, and below
+///    [`cpu_count`](Host::cpu_count).
+pub unsafe trait Host: Send + Sync + 'static {
+    /// Takes a frame out of the host's free memory; its contents don't matter. `None`: out of memory.
+    fn allocate_frame(&self) -> Option<Frame>;
+
+    /// Gives a frame back; it has been zeroed.
+    ///
+    /// # Safety
+    ///
+    /// 1. `frame` came from [`allocate_frame`](Host::allocate_frame) of this host and was not given back since.
+    /// 2. No table or pointer that will be used again refers to it.
+    unsafe fn free_frame(&self, frame: Frame);
+
+    /// Privileged access to the bytes of a frame, of the host's page tables too.
+    fn frame_pointer(&self, frame: Frame) -> *mut u8;
+
+    /// What `frame` is.
+    fn frame_kind(&self, frame: Frame) -> FrameKind;
+
+    /// Calls `walk` with the roots of the tables that translate kernel addresses, which don't change meanwhile. `walk` may
+    /// call the other methods of this trait, except this one and [`map_gate`](Host::map_gate).
+    fn with_tables(&self, walk: &mut dyn FnMut(&Roots));
+
+    /// Maps `frames` at consecutive pages in every address space that a sandbox may be called in: privileged only, readable
+    /// and writable, no execute, 4 KiB pages, ordinary write-back memory, and not in the window. Returns the first page;
+    /// `None` if there is no room. `Frame`s can be the host's own: the HAL maps the page of a CPU's task state a second
+    /// time.
+    ///
+    /// # Safety
+    ///
+    /// 1. The frames stay in use for as long as the host runs.
+    unsafe fn map_gate(&self, frames: &[Frame]) -> Option<Page>;
+
+    /// Addresses that sandboxes use for their stacks and buffers, the same in all of them. A gigabyte is plenty; no less than
+    /// two megabytes.
+    fn window(&self) -> PageRange;
+
+    /// The parts of the image that sandboxes may use.
+    fn image(&self) -> Image<'_>;
+
+    /// Which CPU this is. Called with interrupts masked.
+    fn cpu_index(&self) -> usize;
+
+    /// How many CPUs there can be, at most.
+    fn cpu_count(&self) -> usize;
+
+    /// The HAL's own code was interrupted by an exception that cannot happen: a bug of the HAL or a broken promise of the
+    /// host's. Called with interrupts masked on the host's stack; does not return.
+    fn fatal(&self, report: &FatalReport) -> !;
+}

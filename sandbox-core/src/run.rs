@@ -1,0 +1,137 @@
+//! A call in progress.
+//!
+//! A run is a value: stepping it enters the sandbox, and it comes back when an interrupt was handled, a value returned, or
+//! the code ended otherwise. A suspended run owns its borrows, so what its outputs refer to stays untouched until it has
+//! completed, and dropping it abandons the call.
+
+use core::marker::PhantomData;
+
+use zerocopy::FromBytes;
+
+use crate::addr::VirtAddr;
+use crate::arch::{Arch, Cause, Refusal, Trap};
+use crate::argument::Arguments;
+use crate::error::Error;
+use crate::exit::{Exit, ExitReason, FaultKind, MemoryFault};
+use crate::format::Format;
+use crate::host::Host;
+use crate::permissions::Access;
+use crate::sandbox::Sandbox;
+use crate::view::ViewMemory;
+
+/// How often in a row the CPU may refuse an access to one page that the tables allow, because it still holds a translation of
+/// the host's for it, before that is taken for a fault.
+const SPURIOUS_LIMIT: u32 = 8;
+
+/// A call that has begun and not ended.
+#[must_use = "a run does nothing until it is stepped"]
+pub struct Run<'r, 'a, H: Host, A: Arch, T: Arguments, R> {
+    sandbox: &'r mut Sandbox<'a, H, A>,
+    arguments: T,
+    result: PhantomData<fn() -> R>,
+}
+
+/// What became of a run.
+pub enum Progress<'r, 'a, H: Host, A: Arch, T: Arguments, R> {
+    /// The function returned this, and the outputs are written.
+    Returned(R),
+    /// An interrupt was handled, or the CPU's caches were put right: step again to go on.
+    Suspended(Run<'r, 'a, H, A, T, R>),
+    /// The code ended without returning. The outputs are as they were.
+    Exited(Exit),
+}
+
+impl<'r, 'a, H: Host, A: Arch, T: Arguments, R: FromBytes + 'static> Run<'r, 'a, H, A, T, R> {
+    pub(crate) fn new(sandbox: &'r mut Sandbox<'a, H, A>, arguments: T) -> Self {
+        Run { sandbox, arguments, result: PhantomData }
+    }
+
+    /// Runs until something happens.
+    ///
+    /// # Errors
+    ///
+    /// When the sandbox could not be entered; the call is lost, the sandbox is not.
+    pub fn step(mut self) -> Result<Progress<'r, 'a, H, A, T, R>, Error> {
+        let state = A::mask_interrupts();
+        let trap = self.enter(state);
+        if let Ok(Trap::Interrupt(interrupt)) = trap {
+            // SAFETY: (1) from the `enter` just above, interrupts masked since; (2) `state` is how the caller's were.
+            unsafe { A::forward(interrupt, state) };
+            return Ok(Progress::Suspended(self));
+        }
+        // SAFETY: (1) from `mask_interrupts` above, in the same thread.
+        unsafe { A::restore_interrupts(state) };
+        let reason = match trap? {
+            Trap::Returned => {
+                return self.sandbox.collect(&mut self.arguments).map(Progress::Returned);
+            }
+            Trap::Again | Trap::Interrupt(_) => return Ok(Progress::Suspended(self)),
+            Trap::HostCall(number) => ExitReason::HostCall(number),
+            Trap::Fault => match self.explain() {
+                Some(reason) => reason,
+                None => return Ok(Progress::Suspended(self)),
+            },
+        };
+        Ok(Progress::Exited(Exit { reason, at: A::program_counter(&self.sandbox.registers) }))
+    }
+
+    fn enter(&mut self, state: A::InterruptState) -> Result<Trap<A::Interrupt>, Error> {
+        let Sandbox { hal, view, registers, stale, .. } = &mut *self.sandbox;
+        let roots = view.roots(hal)?;
+        let gate = hal.current_gate()?;
+        if let Some(page) = stale.take() {
+            A::flush_page(page);
+        }
+        // SAFETY: (1) interrupts are masked, and this CPU's gate was looked up since; (2) the view is whole, its gates are up to
+        // date, and it is borrowed for the run; (3) `registers` were prepared by `start`, for this view.
+        unsafe { hal.arch.enter(gate, registers, &roots, state) }
+    }
+
+    /// Why the run ended with an exception; `None` if it was no fault of the sandbox's, and it should go on.
+    #[cold]
+    fn explain(&mut self) -> Option<ExitReason> {
+        let sandbox = &mut *self.sandbox;
+        let memory = ViewMemory { hal: sandbox.hal, view: &sandbox.view };
+        Some(match sandbox.hal.arch.diagnose(&sandbox.registers, &memory) {
+            Cause::Memory { address, access, refusal } => {
+                let kind = self.explain_refusal(address, access, refusal)?;
+                ExitReason::MemoryFault(MemoryFault { address, access, kind })
+            }
+            Cause::Illegal => ExitReason::IllegalInstruction,
+            Cause::Privileged => ExitReason::PrivilegedInstruction,
+            Cause::Arithmetic => ExitReason::Arithmetic,
+            Cause::FloatingPoint => ExitReason::FloatingPoint,
+            Cause::Breakpoint => ExitReason::Breakpoint,
+            Cause::SingleStep => ExitReason::SingleStep,
+            Cause::Unknown(syndrome) => ExitReason::Unknown(syndrome),
+        })
+    }
+
+    fn explain_refusal(&mut self, address: VirtAddr, access: Access, refusal: Refusal) -> Option<FaultKind> {
+        let sandbox = &mut *self.sandbox;
+        match refusal {
+            Refusal::Alignment => return Some(FaultKind::Misaligned),
+            Refusal::NonCanonical => return Some(FaultKind::NonCanonical),
+            Refusal::External => return Some(FaultKind::External),
+            Refusal::Restriction => return Some(FaultKind::Permission),
+            Refusal::Translation => {}
+        }
+        if sandbox.hal.arch.format().root_of(address).is_none() {
+            return Some(FaultKind::NonCanonical);
+        }
+        if sandbox.view.allows(sandbox.hal, address, access) {
+            let page = address.page();
+            let times = if sandbox.spurious.0 == page { sandbox.spurious.1 + 1 } else { 1 };
+            sandbox.spurious = (page, times);
+            if times > SPURIOUS_LIMIT {
+                return Some(FaultKind::Unexplained);
+            }
+            sandbox.stale = Some(page);
+            return None;
+        }
+        Some(match sandbox.view.lookup(sandbox.hal, address.page()) {
+            Some(_) => FaultKind::Permission,
+            None => sandbox.window.classify(address),
+        })
+    }
+}

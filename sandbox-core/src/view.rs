@@ -1,0 +1,203 @@
+//! A view: the address space that one sandbox runs in.
+//!
+//! It begins as the image template, shared, and gains the sandbox's own pages and what is granted. Nothing in it is
+//! writable and executable, and nothing unprivileged in it is the gate's. It changes only while the sandbox isn't
+//! running, which `&mut` says.
+
+use crate::addr::{Frame, PAGE_SIZE, Page, PageRange, VirtAddr};
+use crate::arch::{Arch, Memory, ViewRoots};
+use crate::error::Error;
+use crate::format::{Format, Leaf, MAX_ROOTS, Privilege};
+use crate::hal::Hal;
+use crate::host::Host;
+use crate::image::gate_data;
+use crate::permissions::{Access, Permissions};
+use crate::record::FrameUse;
+use crate::tables::{HostGrant, Ownership, Tables};
+use crate::walk::Mapping;
+
+pub(crate) struct View<F: Format> {
+    tables: Tables<F>,
+    /// How many CPUs had been started when the view last took the gate over; `None`: before it ever did.
+    gates: Option<usize>,
+    gate_roots: [u64; MAX_ROOTS],
+}
+
+fn addresses(roots: &[Option<Frame>; MAX_ROOTS], empty: Frame) -> [u64; MAX_ROOTS] {
+    roots.map(|root| root.unwrap_or(empty).start())
+}
+
+impl<F: Format> View<F> {
+    pub(crate) fn new<H: Host, A: Arch<Format = F>>(hal: &Hal<H, A>) -> Result<Self, Error> {
+        let tables = hal.template.with(|template| template.tables.share(&hal.frames))?;
+        Ok(View { tables, gates: None, gate_roots: [0; MAX_ROOTS] })
+    }
+
+    /// The roots to run on. Takes over the gates of CPUs that were started since the last time.
+    pub(crate) fn roots<H: Host, A: Arch<Format = F>>(&mut self, hal: &Hal<H, A>) -> Result<ViewRoots, Error> {
+        let started = hal.cpus.started();
+        if self.gates != Some(started) {
+            self.adopt_gates(hal)?;
+            self.gates = Some(started);
+        }
+        Ok(ViewRoots { view: addresses(self.tables.roots(), hal.empty), gate: self.gate_roots })
+    }
+
+    #[cold]
+    fn adopt_gates<H: Host, A: Arch<Format = F>>(&mut self, hal: &Hal<H, A>) -> Result<(), Error> {
+        self.gate_roots = hal.template.with(|template| addresses(template.gate.roots(), hal.empty));
+        let mut result = Ok(());
+        hal.host().with_tables(&mut |roots| {
+            let grant = gate_data(&hal.frames, self.tables.format(), roots);
+            for page in hal.cpus.ranges(&hal.frames).flat_map(PageRange::pages) {
+                if result.is_ok() && self.tables.lookup(&hal.frames, page).is_none() {
+                    result = grant.grant(&mut self.tables, PageRange::single(page)).map(drop);
+                }
+            }
+        });
+        A::publish_tables();
+        result
+    }
+
+    /// Maps fresh zeroed frames at `range`, for reading and writing; all or nothing.
+    pub(crate) fn map_private<H: Host, A: Arch<Format = F>>(
+        &mut self,
+        hal: &Hal<H, A>,
+        range: PageRange,
+    ) -> Result<(), Error> {
+        for (done, page) in range.pages().enumerate() {
+            let result = hal.frames.allocate(FrameUse::Private).and_then(|frame| {
+                let leaf = Leaf {
+                    frame,
+                    permissions: Permissions::READ_WRITE,
+                    privilege: Privilege::Unprivileged,
+                    memory: hal.arch.format().ordinary_memory(),
+                };
+                self.tables.map(&hal.frames, page, 0, leaf, Ownership::Owned).map(drop).inspect_err(|_| {
+                    // SAFETY: (1) allocated just above and not mapped.
+                    unsafe { hal.frames.free(frame) };
+                })
+            });
+            if let Err(error) = result {
+                self.unmap_private(hal, range.take(done as u64));
+                return Err(error);
+            }
+        }
+        A::publish_tables();
+        Ok(())
+    }
+
+    /// Removes pages of the sandbox's own.
+    pub(crate) fn unmap_private<H: Host, A: Arch<Format = F>>(&mut self, hal: &Hal<H, A>, range: PageRange) {
+        // Cannot fail: the sandbox's own pages lie in private tables. They are not in use (module comment), and the next entry
+        // drops what is cached of them.
+        let _ = self.tables.unmap(&hal.frames, range);
+        A::publish_tables();
+    }
+
+    /// Grants pages of the host's at their own addresses.
+    pub(crate) fn grant<H: Host, A: Arch<Format = F>>(
+        &mut self,
+        hal: &Hal<H, A>,
+        range: PageRange,
+        permissions: Permissions,
+    ) -> Result<(), Error> {
+        let mut result = Ok(());
+        hal.host().with_tables(&mut |host_roots| {
+            let format = self.tables.format();
+            let privilege = Privilege::Unprivileged;
+            let grant = HostGrant { frames: &hal.frames, format, host_roots, privilege, permissions };
+            result = grant.grant(&mut self.tables, range).map(drop);
+        });
+        A::publish_tables();
+        result
+    }
+
+    /// Takes pages of the host's back out of the view, or (with `permissions`) restricts them.
+    pub(crate) fn restrict<H: Host, A: Arch<Format = F>>(
+        &mut self,
+        hal: &Hal<H, A>,
+        range: PageRange,
+        permissions: Option<Permissions>,
+    ) -> Result<(), Error> {
+        for page in range.pages() {
+            match self.lookup(hal, page) {
+                None => return Err(Error::NotGranted(page)),
+                Some(mapping) if !mapping.unprivileged => return Err(Error::SandboxMemory(page)),
+                Some(_) => {}
+            }
+        }
+        // Stale translations: nobody uses them, see the module comment, and the next entry drops them.
+        let result = match permissions {
+            Some(permissions) => self.tables.protect(&hal.frames, range, permissions),
+            None => self.tables.unmap(&hal.frames, range),
+        };
+        A::publish_tables();
+        result.map(drop)
+    }
+
+    pub(crate) fn lookup<H: Host, A: Arch<Format = F>>(&self, hal: &Hal<H, A>, page: Page) -> Option<Mapping> {
+        self.tables.lookup(&hal.frames, page)
+    }
+
+    /// Whether the tables let the sandbox do this.
+    pub(crate) fn allows<H: Host, A: Arch<Format = F>>(
+        &self,
+        hal: &Hal<H, A>,
+        address: VirtAddr,
+        access: Access,
+    ) -> bool {
+        self.lookup(hal, address.page())
+            .is_some_and(|mapping| mapping.unprivileged && mapping.permissions.allows(access))
+    }
+
+    /// The host's pointer to the byte at `address` of a page of the sandbox's.
+    pub(crate) fn pointer<H: Host, A: Arch<Format = F>>(&self, hal: &Hal<H, A>, address: VirtAddr) -> Option<*mut u8> {
+        let mapping = self.lookup(hal, address.page())?;
+        Some(hal.host().frame_pointer(mapping.frame).wrapping_add(address.page_offset()))
+    }
+
+    pub(crate) fn destroy<H: Host, A: Arch<Format = F>>(&mut self, hal: &Hal<H, A>) {
+        self.tables.destroy(&hal.frames);
+    }
+}
+
+/// A view's memory as the sandbox sees it.
+pub(crate) struct ViewMemory<'a, H: Host, A: Arch> {
+    pub(crate) hal: &'a Hal<H, A>,
+    pub(crate) view: &'a View<A::Format>,
+}
+
+impl<H: Host, A: Arch> ViewMemory<'_, H, A> {
+    fn copy(&self, address: VirtAddr, into: &mut [u8], access: Access) -> usize {
+        let mut done = 0;
+        while done < into.len() {
+            let Some(here) = address.0.checked_add(done as u64).map(VirtAddr) else {
+                break;
+            };
+            if !self.view.allows(self.hal, here, access) {
+                break;
+            }
+            let Some(pointer) = self.view.pointer(self.hal, here) else {
+                break;
+            };
+            let count = (PAGE_SIZE - here.page_offset()).min(into.len() - done);
+            // SAFETY: the page is mapped in the view, so its frame is in use and its pointer covers the rest of the frame; `count`
+            // ends with the page and with `into`. The bytes may be the host's own, which it can read itself.
+            unsafe { pointer.copy_to_nonoverlapping(into[done..].as_mut_ptr(), count) };
+            done += count;
+        }
+        done
+    }
+}
+
+impl<H: Host, A: Arch> Memory for ViewMemory<'_, H, A> {
+    fn fetch(&self, address: VirtAddr, into: &mut [u8]) -> usize {
+        self.copy(address, into, Access::Execute)
+    }
+
+    fn load(&self, address: VirtAddr) -> Option<u64> {
+        let mut bytes = [0; 8];
+        (self.copy(address, &mut bytes, Access::Read) == 8).then(|| u64::from_le_bytes(bytes))
+    }
+}
