@@ -1,4 +1,7 @@
 //! A smoke test of the platform: boots, checks what the platform promises, exits.
+//!
+//! With one of these as the argument string it breaks a rule instead, and must end with a report
+//! and status 35: `panic`, `double-free`, `null`, `write-text`, `execute-data`, `overflow`.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
@@ -27,12 +30,20 @@ mod smoke {
 
     pub(crate) fn main() -> bool {
         println!("arguments: {:?}", files::arguments());
-        if files::arguments() == "panic" {
-            panic!("as asked");
+        if fails_on_purpose(files::arguments()) {
+            println!("still here");
+            return true;
         }
         for file in files::files() {
-            let sum = file.bytes.iter().fold(0u32, |sum, &byte| sum.rotate_left(1) ^ u32::from(byte));
-            println!("file {:?}: {} bytes, sum {sum:#x}", file.name, file.bytes.len());
+            let sum = file
+                .bytes
+                .iter()
+                .fold(0u32, |sum, &byte| sum.rotate_left(1) ^ u32::from(byte));
+            println!(
+                "file {:?}: {} bytes, sum {sum:#x}",
+                file.name,
+                file.bytes.len()
+            );
         }
         for (kind, frames) in memory::summary() {
             println!("{kind:?}: {frames} frames");
@@ -47,9 +58,49 @@ mod smoke {
         true
     }
 
+    /// Breaks the rule that the arguments name. Returns, with true, if that went unnoticed.
+    fn fails_on_purpose(rule: &str) -> bool {
+        let image = layout::image();
+        match rule {
+            "panic" => panic!("as asked"),
+            "double-free" => {
+                let frame = memory::allocate_frame().expect("RAM");
+                memory::free_frame(frame);
+                memory::free_frame(frame);
+            }
+            // SAFETY: not at all. It faults.
+            "null" => unsafe {
+                black_box(core::ptr::without_provenance::<u64>(8)).read_volatile();
+            },
+            // SAFETY: not at all. It faults.
+            "write-text" => unsafe { (image.text.start as *mut u64).write_volatile(0) },
+            "execute-data" => {
+                // SAFETY: not at all. It faults.
+                let data = unsafe { core::mem::transmute::<u64, fn()>(image.data.start) };
+                data();
+            }
+            "overflow" => {
+                println!("depth {}", recurse(0));
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn recurse(depth: u64) -> u64 {
+        let frame = black_box([depth; 64]);
+        if black_box(true) {
+            recurse(depth + 1) + frame[7]
+        } else {
+            depth
+        }
+    }
+
     fn frames() {
         let free = memory::free_frames();
-        let frames: Vec<u64> = (0..100).map(|_| memory::allocate_frame().expect("RAM")).collect();
+        let frames: Vec<u64> = (0..100)
+            .map(|_| memory::allocate_frame().expect("RAM"))
+            .collect();
         assert_eq!(memory::free_frames(), free - frames.len());
         for &frame in &frames {
             assert_eq!(memory::frame_kind(frame), FrameKind::Used);
@@ -62,8 +113,11 @@ mod smoke {
         }
         assert_eq!(memory::free_frames(), free);
         assert_eq!(memory::frame_kind(paging::root()), FrameKind::PageTable);
-        assert_eq!(memory::frame_kind(layout::image_frames().start), FrameKind::Image);
-        assert_eq!(memory::frame_kind(u64::MAX & !(PAGE_SIZE - 1)), FrameKind::Device);
+        assert_eq!(
+            memory::frame_kind(layout::image_frames().start),
+            FrameKind::Image
+        );
+        assert_eq!(memory::frame_kind(!(PAGE_SIZE - 1)), FrameKind::Device);
     }
 
     fn heap() {
@@ -83,10 +137,15 @@ mod smoke {
     /// and executed.
     fn mappings() {
         let image = layout::image();
-        println!("text {:#x?} rodata {:#x?} data {:#x?}", image.text, image.rodata, image.data);
-        for (part, writable, executable) in
-            [(image.text, false, true), (image.rodata, false, false), (image.data, true, false)]
-        {
+        println!(
+            "text {:#x?} rodata {:#x?} data {:#x?}",
+            image.text, image.rodata, image.data
+        );
+        for (part, writable, executable) in [
+            (image.text, false, true),
+            (image.rodata, false, false),
+            (image.data, true, false),
+        ] {
             for page in part.step_by(PAGE_SIZE as usize) {
                 let found = translate(page);
                 if layout::stack_guard().contains(&page) {
@@ -95,39 +154,67 @@ mod smoke {
                 }
                 let found = found.expect("the image is mapped");
                 let expected = (page - layout::IMAGE, writable, executable, false);
-                assert_eq!((found.physical, found.writable, found.executable, found.user), expected, "{page:#x}");
+                assert_eq!(
+                    (found.physical, found.writable, found.executable, found.user),
+                    expected,
+                    "{page:#x}"
+                );
             }
         }
         let ticks = &raw const time::TICKS as u64;
-        assert!(ticks.is_multiple_of(PAGE_SIZE) && translate(ticks).is_some_and(|t| t.writable && !t.executable));
+        assert!(
+            ticks.is_multiple_of(PAGE_SIZE)
+                && translate(ticks).is_some_and(|t| t.writable && !t.executable)
+        );
 
         let frames = memory::summary();
-        let ram: usize = frames.iter().filter(|(kind, _)| *kind != FrameKind::Device).map(|(_, count)| count).sum();
+        let ram: usize = frames
+            .iter()
+            .filter(|(kind, _)| *kind != FrameKind::Device)
+            .map(|(_, count)| count)
+            .sum();
         let (mut checked, mut phys) = (0, 0);
         while checked < ram {
             if memory::frame_kind(phys) != FrameKind::Device {
                 let found = translate(DIRECT_MAP + phys).expect("RAM is mapped");
-                assert_eq!((found.physical, found.writable, found.executable), (phys, true, false));
+                assert_eq!(
+                    (found.physical, found.writable, found.executable),
+                    (phys, true, false)
+                );
                 checked += 1;
             }
             phys += PAGE_SIZE;
         }
         println!("direct map checked: {checked} frames");
-        for nowhere in [0, 0x10_0000, 0x20_0000, 0x4000_0000, WINDOW.start, WINDOW.end - 1, GATE.start] {
+        for nowhere in [
+            0,
+            0x10_0000,
+            0x20_0000,
+            0x4000_0000,
+            WINDOW.start,
+            WINDOW.end - 1,
+            GATE.start,
+        ] {
             assert_eq!(translate(nowhere), None, "{nowhere:#x}");
         }
     }
 
     fn gate_pages() {
-        let frames: Vec<u64> = (0..3).map(|_| memory::allocate_frame().expect("RAM")).collect();
+        let frames: Vec<u64> = (0..3)
+            .map(|_| memory::allocate_frame().expect("RAM"))
+            .collect();
         let base = gate::map_gate_pages(&frames).expect("room");
         for (&frame, page) in frames.iter().zip((base..).step_by(PAGE_SIZE as usize)) {
             let found = translate(page).expect("mapped");
-            assert_eq!((found.physical, found.writable, found.executable, found.user), (frame, true, false, false));
+            assert_eq!(
+                (found.physical, found.writable, found.executable, found.user),
+                (frame, true, false, false)
+            );
             // SAFETY: the page is ours, and mapped writable.
             unsafe { (page as *mut u64).write_volatile(frame) };
             // SAFETY: the frame is ours.
-            assert_eq!(unsafe { memory::direct(frame).cast::<u64>().read_volatile() }, frame);
+            let read = unsafe { memory::direct(frame).cast::<u64>().read_volatile() };
+            assert_eq!(read, frame);
         }
     }
 
@@ -139,11 +226,14 @@ mod smoke {
         while time::ticks() < start + 5 {
             core::hint::spin_loop();
         }
-        println!("5 ticks: counter moved by {}", time::instructions() - counted);
+        println!(
+            "5 ticks: counter moved by {}",
+            time::instructions() - counted
+        );
         assert_eq!(interrupts::unclaimed(), 0);
         time::stop_tick();
         let stopped = time::ticks();
-        for _ in 0..10_000_000 {
+        for _ in 0..1_000_000 {
             core::hint::spin_loop();
         }
         assert!(time::ticks() <= stopped + 1, "the tick goes on");

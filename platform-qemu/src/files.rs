@@ -32,7 +32,10 @@ pub fn arguments() -> &'static str {
 
 /// The files, in the order of their numbers.
 pub fn files() -> impl Iterator<Item = File> {
-    GIVEN.get().into_iter().flat_map(|given| given.files.iter().copied())
+    GIVEN
+        .get()
+        .into_iter()
+        .flat_map(|given| given.files.iter().copied())
 }
 
 /// Reads everything into the heap, for good.
@@ -49,7 +52,9 @@ pub(crate) fn init() {
         }
     };
     let read_text = |name: &str| -> &'static str {
-        read(name).map_or("", |bytes| String::from_utf8_lossy(bytes).into_owned().leak())
+        read(name).map_or("", |bytes| {
+            String::from_utf8_lossy(bytes).into_owned().leak()
+        })
     };
     let files = (0..).map_while(|i| {
         Some(File {

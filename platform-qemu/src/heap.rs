@@ -41,13 +41,16 @@ unsafe impl GlobalAlloc for Heap {
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: the caller answers for a block of ours with this layout.
-        self.talc.with(|talc| unsafe { talc.deallocate(block, layout) });
+        self.talc
+            .with(|talc| unsafe { talc.deallocate(block, layout) });
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: the caller answers for a block of ours with this layout and a new size that
         // isn't zero.
-        let in_place = self.talc.with(|talc| unsafe { talc.try_realloc_in_place(block, layout, size) });
+        let in_place = self
+            .talc
+            .with(|talc| unsafe { talc.try_realloc_in_place(block, layout, size) });
         if in_place {
             return block;
         }

@@ -2,8 +2,8 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-pub use crate::machine::instructions;
 use crate::machine;
+pub use crate::machine::instructions;
 
 /// Ticks a second.
 pub const TICK_RATE: u64 = 250;

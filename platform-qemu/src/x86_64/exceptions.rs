@@ -1,6 +1,6 @@
 //! What happens on each vector.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use x86_64::registers::control::{Cr2, Cr3};
 
@@ -12,6 +12,7 @@ pub(super) const EXCEPTIONS: u64 = 32;
 pub(super) const NMI: u64 = 2;
 pub(super) const DOUBLE_FAULT: u64 = 8;
 
+static REPORTING: AtomicBool = AtomicBool::new(false);
 static NMIS: AtomicU64 = AtomicU64::new(0);
 
 /// How many non-maskable interrupts have arrived.
@@ -38,6 +39,10 @@ pub(super) extern "C" fn on_interrupt(frame: &mut Frame) {
 
 fn report(frame: &Frame) -> ! {
     let fault_address = Cr2::read_raw();
+    // An exception while reporting one must not recurse.
+    if REPORTING.swap(true, Ordering::Relaxed) {
+        exit::exit(false);
+    }
     let (root, _) = Cr3::read();
     let name = name(frame.vector);
     let vector = frame.vector;

@@ -9,8 +9,9 @@ use x86_64::{
 };
 
 use super::{
+    apic::SPURIOUS,
     entry::{STUB_SIZE, interrupt_stubs},
-    exceptions::{DOUBLE_FAULT, NMI},
+    exceptions::{DOUBLE_FAULT, EXCEPTIONS, NMI},
     segments::{IST_DOUBLE_FAULT, IST_NMI},
 };
 
@@ -46,8 +47,18 @@ pub fn restore(state: State) {
     }
 }
 
-/// Every vector is open: devices are masked elsewhere.
-pub(crate) fn open(_line: usize) {}
+/// Nothing to do: devices are masked elsewhere, and so is every line of theirs.
+///
+/// # Panics
+///
+/// If no device can have the vector.
+pub(crate) fn open(line: usize) {
+    let vector = line as u64;
+    assert!(
+        vector >= EXCEPTIONS && vector != SPURIOUS,
+        "vector {vector} is not a device's"
+    );
+}
 
 #[repr(C, align(4096))]
 struct Table(UnsafeCell<[Entry<()>; LINES]>);

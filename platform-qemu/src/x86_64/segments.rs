@@ -74,7 +74,8 @@ pub(super) fn init() {
     let code = descriptors.append(Descriptor::kernel_code_segment());
     let data = descriptors.append(Descriptor::kernel_data_segment());
     // SAFETY: the static lives for ever.
-    let task = descriptors.append(unsafe { Descriptor::tss_segment_unchecked(ptr::from_ref(task)) });
+    let task =
+        descriptors.append(unsafe { Descriptor::tss_segment_unchecked(ptr::from_ref(task)) });
     // SAFETY: the table lives for ever, and the selectors name what each register needs.
     unsafe {
         descriptors.load_unsafe();
