@@ -3,9 +3,7 @@
 use super::machine_map::UART;
 use crate::layout::DIRECT_MAP;
 use crate::paging::map_device;
-use arm_pl011_uart::{
-    DataBits, LineConfig, PL011Registers, Parity, StopBits, Uart, UniqueMmioPointer,
-};
+use arm_pl011_uart::{DataBits, LineConfig, PL011Registers, Parity, StopBits, Uart, UniqueMmioPointer};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
@@ -14,8 +12,7 @@ const BAUD_RATE: u32 = 115_200;
 const CLOCK: u32 = 24_000_000;
 
 /// Where the registers are mapped now. The boot tables have them in the direct map.
-static REGISTERS: AtomicPtr<PL011Registers> =
-    AtomicPtr::new((DIRECT_MAP + UART) as *mut PL011Registers);
+static REGISTERS: AtomicPtr<PL011Registers> = AtomicPtr::new((DIRECT_MAP + UART) as *mut PL011Registers);
 
 /// Maps the registers in the final tables.
 pub(super) fn map() -> *mut u8 {
@@ -38,11 +35,7 @@ fn uart() -> Uart<'static> {
 
 /// Turns the transmitter on.
 pub(super) fn init() {
-    let config = LineConfig {
-        data_bits: DataBits::Bits8,
-        parity: Parity::None,
-        stop_bits: StopBits::One,
-    };
+    let config = LineConfig { data_bits: DataBits::Bits8, parity: Parity::None, stop_bits: StopBits::One };
     // The rate can be had from the clock, so this doesn't fail; and if it did, there would be no
     // console to say so.
     let _ = uart().enable(config, BAUD_RATE, CLOCK);

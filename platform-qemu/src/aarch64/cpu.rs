@@ -46,10 +46,7 @@ pub(super) fn init() {
 /// Starts the cycle counter, for EL1 and EL0, closed to EL0.
 fn init_counter() {
     let version = ID_AA64DFR0_EL1.read(ID_AA64DFR0_EL1::PMUVer);
-    assert!(
-        version != PMU_NONE && version != PMU_OTHER,
-        "the CPU has no PMU, which counts the instructions"
-    );
+    assert!(version != PMU_NONE && version != PMU_OTHER, "the CPU has no PMU, which counts the instructions");
     // SAFETY: the CPU has a PMU. Counting changes nothing else; its interrupts are off.
     unsafe {
         asm!(

@@ -40,10 +40,7 @@ impl DeviceTree {
         self.0
             .root()
             .children()
-            .filter(|node| {
-                node.property("device_type")
-                    .is_some_and(|kind| kind.value_as::<&str>() == Ok("memory"))
-            })
+            .filter(|node| node.property("device_type").is_some_and(|kind| kind.value_as::<&str>() == Ok("memory")))
             .filter_map(|node| node.reg().ok().flatten())
             .flatten()
             .filter_map(|region| {

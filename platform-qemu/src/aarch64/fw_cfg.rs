@@ -14,10 +14,7 @@ static DMA: AtomicPtr<u64> = AtomicPtr::new(ptr::null_mut());
 /// Maps the registers, which start at this physical address.
 pub(super) fn map(registers: u64) {
     let mapped = crate::paging::map_device(registers, SIZE);
-    DMA.store(
-        mapped.wrapping_add(DMA_ADDRESS as usize).cast(),
-        Ordering::Relaxed,
-    );
+    DMA.store(mapped.wrapping_add(DMA_ADDRESS as usize).cast(), Ordering::Relaxed);
 }
 
 /// Does the transfer that the control block at physical address `block` describes. QEMU has done it

@@ -7,9 +7,10 @@
 use super::device_tree::Devices;
 use crate::lock::MaskedLock;
 use crate::paging::map_device;
+use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{DAIF, Readable};
 use arm_gic::gicv3::registers::{Gicd, GicrSgi};
-use arm_gic::gicv3::{GicCpuInterface, GicV3};
+use arm_gic::gicv3::{GicCpuInterface, GicV3, Group, SecureIntGroup, SgiTarget, SgiTargetGroup};
 use arm_gic::{IntId, InterruptGroup, UniqueMmioPointer};
 use core::arch::asm;
 use core::ptr::NonNull;
@@ -32,10 +33,7 @@ static GIC: MaskedLock<Option<GicV3<'static>>> = MaskedLock::new(None);
 /// Maps the registers of the GIC.
 pub(super) fn map(devices: &Devices) -> Registers {
     let map = |address, size| NonNull::new(map_device(address, size)).expect("never at zero");
-    Registers {
-        distributor: map(devices.gicd, GICD_SIZE).cast(),
-        redistributor: map(devices.gicr, GICR_SIZE).cast(),
-    }
+    Registers { distributor: map(devices.gicd, GICD_SIZE).cast(), redistributor: map(devices.gicr, GICR_SIZE).cast() }
 }
 
 /// Where the registers of the GIC are mapped, as device memory.
@@ -59,10 +57,7 @@ pub(super) fn init(registers: Registers) {
 
 /// Lets an interrupt through.
 pub(crate) fn open(line: usize) {
-    let id = u32::try_from(line)
-        .ok()
-        .and_then(|line| IntId::try_from(line).ok());
-    let id = id.expect("no such interrupt number");
+    let id = interrupt(line);
     GIC.with(|gic| {
         gic.as_mut()
             .expect("the GIC is set up at boot")
@@ -71,13 +66,49 @@ pub(crate) fn open(line: usize) {
     });
 }
 
+/// Makes an interrupt arrive as FIQ: moves it to group 0. Handlers and [`open`] are the same. With
+/// `false` it arrives as IRQ again, which is how every interrupt starts.
+///
+/// # Panics
+///
+/// If the GIC has no such line.
+pub fn deliver_as_fiq(line: usize, fiq: bool) {
+    let id = interrupt(line);
+    let group = if fiq { Group::Secure(SecureIntGroup::Group0) } else { Group::Group1NS };
+    GIC.with(|gic| {
+        let gic = gic.as_mut().expect("the GIC is set up at boot");
+        gic.set_group(id, Some(BOOT_CPU), group).expect("the GIC has this interrupt");
+        gic.distributor().enable_group0(true);
+    });
+    GicCpuInterface::enable_group0(true);
+}
+
+/// Raises a software-generated interrupt (lines 0 to 15) on this CPU. It is pending when this
+/// returns, or was taken.
+///
+/// # Panics
+///
+/// If the line isn't one of these.
+pub fn raise(line: usize, fiq: bool) {
+    let group = if fiq { SgiTargetGroup::Group0 } else { SgiTargetGroup::CurrentGroup1 };
+    // The boot CPU is the one with all affinity fields zero.
+    let target = SgiTarget::List { affinity3: 0, affinity2: 0, affinity1: 0, target_list: 1 << BOOT_CPU };
+    GicCpuInterface::send_sgi(interrupt(line), target, group).expect("only lines 0 to 15 can be raised");
+    barrier::isb(barrier::SY);
+}
+
+/// The GIC's name for a line.
+fn interrupt(line: usize) -> IntId {
+    let id = u32::try_from(line).ok().and_then(|line| IntId::try_from(line).ok());
+    id.expect("no such interrupt number")
+}
+
 /// An IRQ in the kernel. The vectors call this, interrupts masked.
 pub(super) extern "C" fn irq() {
     handle(InterruptGroup::Group1);
 }
 
-/// An FIQ in the kernel: only group 0 makes one, and nothing is in group 0 unless a kernel puts it
-/// there.
+/// An FIQ in the kernel: only group 0 makes one, where [`deliver_as_fiq`] puts an interrupt.
 pub(super) extern "C" fn fiq() {
     handle(InterruptGroup::Group0);
 }

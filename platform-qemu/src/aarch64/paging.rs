@@ -19,9 +19,7 @@ use core::ops::Range;
 use core::ptr::NonNull;
 
 /// In every descriptor. EL0 may never execute what the kernel maps for itself.
-const COMMON: El1Attributes = El1Attributes::VALID
-    .union(El1Attributes::ACCESSED)
-    .union(El1Attributes::UXN);
+const COMMON: El1Attributes = El1Attributes::VALID.union(El1Attributes::ACCESSED).union(El1Attributes::UXN);
 
 /// The descriptor bits for what the kernel may do with a page.
 fn attributes(access: Access) -> El1Attributes {
@@ -128,11 +126,7 @@ pub(super) fn build(tree: &DeviceTree) {
     for ram in tree.memory() {
         let end = ram.end.min(limit);
         if ram.start < end {
-            map(
-                DIRECT_MAP + ram.start..DIRECT_MAP + end,
-                ram.start,
-                Access::ReadWrite,
-            );
+            map(DIRECT_MAP + ram.start..DIRECT_MAP + end, ram.start, Access::ReadWrite);
         }
     }
     KERNEL.with(|slot| *slot = Some(kernel));
@@ -157,12 +151,7 @@ pub(super) fn activate() {
     // SAFETY: drops the translations of the boot tables, which nothing uses any more, and those
     // made before WXN.
     unsafe {
-        asm!(
-            "tlbi vmalle1",
-            "dsb nsh",
-            "isb",
-            options(nostack, preserves_flags)
-        );
+        asm!("tlbi vmalle1", "dsb nsh", "isb", options(nostack, preserves_flags));
     }
 }
 
@@ -209,12 +198,7 @@ pub(crate) unsafe fn map_page(virt: u64, phys: u64, access: Access) -> Option<()
     let frame = PhysicalAddress(phys as usize);
     with(|kernel| {
         kernel
-            .map_range(
-                &page,
-                frame,
-                attributes(access),
-                Constraints::NO_CONTIGUOUS_HINT,
-            )
+            .map_range(&page, frame, attributes(access), Constraints::NO_CONTIGUOUS_HINT)
             .expect("a fresh page of the upper half")
     });
     Some(())
@@ -231,12 +215,7 @@ pub(crate) unsafe fn unmap_page(virt: u64) -> Option<u64> {
     let page = region(&(virt..virt + PAGE_SIZE));
     with(|kernel| {
         kernel
-            .map_range(
-                &page,
-                PhysicalAddress(0),
-                El1Attributes::empty(),
-                Constraints::NO_CONTIGUOUS_HINT,
-            )
+            .map_range(&page, PhysicalAddress(0), El1Attributes::empty(), Constraints::NO_CONTIGUOUS_HINT)
             .expect("a page that is mapped can be unmapped")
     });
     Some(frame)

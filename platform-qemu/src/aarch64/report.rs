@@ -36,16 +36,8 @@ impl Display for Report<'_> {
         let source = SOURCES[vector as usize / KINDS.len() % SOURCES.len()];
         writeln!(out, "\nfatal: {kind} from {source}")?;
         writeln!(out, "esr  {:016x}  {}", registers.esr, class(registers.esr))?;
-        writeln!(
-            out,
-            "far  {:016x}  elr  {:016x}",
-            registers.far, registers.elr
-        )?;
-        writeln!(
-            out,
-            "spsr {:016x}  sp   {:016x}",
-            registers.spsr, registers.sp
-        )?;
+        writeln!(out, "far  {:016x}  elr  {:016x}", registers.far, registers.elr)?;
+        writeln!(out, "spsr {:016x}  sp   {:016x}", registers.spsr, registers.sp)?;
         for (row, values) in registers.general.chunks(2).enumerate() {
             for (column, value) in values.iter().enumerate() {
                 let separator = if column == 0 { "" } else { "  " };
@@ -88,9 +80,5 @@ fn class(esr: u64) -> &'static str {
 
 /// Whether a data abort was a write (bit 6 of the syndrome).
 fn data_abort(esr: u64) -> &'static str {
-    if esr >> 6 & 1 == 1 {
-        "data abort, write"
-    } else {
-        "data abort, read"
-    }
+    if esr >> 6 & 1 == 1 { "data abort, write" } else { "data abort, read" }
 }

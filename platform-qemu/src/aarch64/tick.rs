@@ -2,9 +2,7 @@
 
 use crate::interrupts;
 use crate::time::{TICK_RATE, on_tick};
-use aarch64_cpu::registers::{
-    CNTFRQ_EL0, CNTV_CTL_EL0, CNTV_CVAL_EL0, CNTVCT_EL0, Readable, Writeable,
-};
+use aarch64_cpu::registers::{CNTFRQ_EL0, CNTV_CTL_EL0, CNTV_CVAL_EL0, CNTVCT_EL0, Readable, Writeable};
 use arm_gic::IntId;
 
 /// The virtual timer's interrupt, the same in every system that follows Arm's base architecture.

@@ -51,14 +51,7 @@ const _: () = assert!(offset_of!(ReportArea, registers).is_multiple_of(4096));
 /// Written by the vectors only. Nothing returns from the fatal path, so it is used once.
 static mut REPORT_AREA: ReportArea = ReportArea {
     stack: [0; REPORT_STACK_SIZE],
-    registers: Registers {
-        general: [0; 31],
-        sp: 0,
-        elr: 0,
-        spsr: 0,
-        esr: 0,
-        far: 0,
-    },
+    registers: Registers { general: [0; 31], sp: 0, elr: 0, spsr: 0, esr: 0, far: 0 },
 };
 
 // `interrupt`: SP_EL1 is a good stack with room for the frame (it is the interrupted code's own).
@@ -212,8 +205,7 @@ global_asm!(
 );
 
 // `stp` of ELR and SPSR as a pair.
-const _: () =
-    assert!(offset_of!(InterruptFrame, spsr) == offset_of!(InterruptFrame, elr) + size_of::<u64>());
+const _: () = assert!(offset_of!(InterruptFrame, spsr) == offset_of!(InterruptFrame, elr) + size_of::<u64>());
 
 /// Makes this table the CPU's.
 pub(super) fn install() {
