@@ -86,6 +86,7 @@ const DEVICE_BLOCK: u64 = VALID | (mair::DEVICE << 2) | ACCESSED | PXN | UXN;
 global_asm!(
     ".pushsection .rodata.boot_tables, \"a\"",
     ".balign {table_size}",
+    ".global __boot_root",
     "__boot_root:",
     ".quad __boot_blocks - {offset} + {table}",
     ".fill {direct_slot} - 1, {entry_size}, 0",

@@ -101,6 +101,7 @@ global_asm!(
 
     ".pushsection .text.vectors, \"ax\"",
     ".balign 2048",
+    ".global __vectors",
     "__vectors:",
     // Current level, SP_EL0: the kernel never runs on it.
     "__fatal 0",
