@@ -66,7 +66,7 @@ pub(crate) fn open(line: usize) {
     });
 }
 
-/// Makes an interrupt arrive as FIQ: moves it to group 0. Handlers and [`open`] are the same. With
+/// Makes an interrupt arrive as FIQ: moves it to group 0. Its handler stays the same. With
 /// `false` it arrives as IRQ again, which is how every interrupt starts.
 ///
 /// # Panics
