@@ -40,8 +40,8 @@ demo *FILES: _runner
     cargo build --quiet --release -p demo --bin demo --target {{ x86 }} --target {{ arm }}
     status=0
     for target in {{ x86 }} {{ arm }}; do
-        {{ runner }} "$CARGO_TARGET_DIR/$target/release/demo" --cpu max --directory "$folder" -- "$@" ||
-            status=1
+        echo "== demo for $target"
+        {{ runner }} "$CARGO_TARGET_DIR/$target/release/demo" --cpu max --directory "$folder" -- "$@" || status=1
     done
     exit $status
 
@@ -51,7 +51,7 @@ test: test-host test-x86 test-arm
 # Run the tests of everything that works on the build machine
 [no-exit-message]
 test-host: _runner
-    {{ runner }} tally sh -c '\
+    @{{ runner }} tally sh -c '\
         cargo test --no-fail-fast {{ host_packages }}; status=$?; \
         cargo test -p demo --lib && exit $status'
 
@@ -65,8 +65,9 @@ test-arm: (_boots arm)
 [no-exit-message]
 bench: _runner
     cargo build --quiet --release -p conformance --bin bench --target {{ x86 }} --target {{ arm }}
-    {{ runner }} "$CARGO_TARGET_DIR/{{ x86 }}/release/bench" --icount --cpu max --timeout 300
-    {{ runner }} "$CARGO_TARGET_DIR/{{ arm }}/release/bench" --icount --cpu max --timeout 300
+    @cd "$CARGO_TARGET_DIR" && {{ runner }} suite \
+        {{ x86 }}/release/bench --icount --cpu max --timeout 300 -- \
+        {{ arm }}/release/bench --icount --cpu max --timeout 300
 
 # Run the arch-neutral tests under Miri (with a nightly Rust that has it)
 [no-exit-message]
@@ -80,6 +81,8 @@ miri: _runner
         [ "${CI:-}" != true ]
         exit
     fi
+    # Miri says so each time that it cannot optimize.
+    export CARGO_PROFILE_DEV_OPT_LEVEL=0
     {{ runner }} tally cargo +nightly miri test {{ miri_packages }}
 
 # Check formatting, lints and documentation
@@ -87,7 +90,7 @@ miri: _runner
 lint:
     cargo fmt --all --check
     cargo clippy --quiet {{ host_packages }} --all-targets -- -D warnings
-    cargo clippy --quiet -p demo --lib --tests -- -D warnings
+    cargo clippy --quiet -p demo --lib --profile test -- -D warnings
     cargo clippy --quiet --target {{ x86 }} {{ guest_packages }} -p arch-x86_64 --lib --bins --examples -- -D warnings
     cargo clippy --quiet --target {{ arm }} {{ guest_packages }} -p arch-aarch64 --lib --bins --examples -- -D warnings
     RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps --target {{ x86 }} {{ guest_libraries }} -p arch-x86_64 --lib
@@ -118,10 +121,13 @@ _runner:
 [no-exit-message]
 _boots target: _runner
     cargo build --quiet --target {{ target }} -p conformance --bin conformance -p hello --bin hello
+    cargo build --quiet --target {{ target }} -p platform-qemu --example boot
     cargo build --quiet --target {{ target }} --release -p demo --bin demo
     @cd "$CARGO_TARGET_DIR/{{ target }}" && {{ runner }} suite \
         debug/conformance --suite conformance --timeout 300 -- \
         debug/conformance --suite conformance --timeout 300 --cpu max -- \
+        debug/examples/boot --expect ok -- \
+        debug/examples/boot --expect ok --cpu max -- \
         debug/hello -- \
         debug/hello --cpu max -- \
         release/demo --directory {{ files }} picture.png certificate.der -- \

@@ -45,10 +45,7 @@ pub(crate) fn observe(boot: &Boot) -> Result<Outcome, Error> {
     let program = machine.program();
     if boot.dry_run {
         println!("{}", command::quoted(&program, &arguments));
-        return Ok(Outcome {
-            passed: true,
-            summary: None,
-        });
+        return Ok(Outcome { passed: true, summary: None });
     }
 
     let mut qemu = Qemu::start(Command::new(&program).args(&arguments)).map_err(|error| {
@@ -62,10 +59,7 @@ pub(crate) fn observe(boot: &Boot) -> Result<Outcome, Error> {
         }
     })?;
     if boot.gdb {
-        eprintln!(
-            "qemu-runner: waiting for the debugger: gdb {} -ex 'target remote :1234'",
-            boot.image.display()
-        );
+        eprintln!("qemu-runner: waiting for the debugger: gdb {} -ex 'target remote :1234'", boot.image.display());
     }
     let mut transcript = Transcript::of(boot);
     let ending = qemu.watch(boot.time_limit(), |speaker, bytes| {
@@ -73,15 +67,11 @@ pub(crate) fn observe(boot: &Boot) -> Result<Outcome, Error> {
             Speaker::Guest => transcript.guest_says(bytes),
             Speaker::Qemu => transcript.qemu_says(bytes),
         }
-        if boot.quiet {
-            Ok(())
-        } else {
-            speaker.show(bytes)
-        }
+        if boot.quiet { Ok(()) } else { speaker.show(bytes) }
     })?;
     transcript.finish();
 
-    let verdict = judge(ending, &transcript, boot.suite.is_some());
+    let verdict = judge(ending, &transcript, boot);
     let summary = transcript.summary();
     match &verdict {
         Ok(()) if boot.quiet && boot.suite.is_some() => println!("{}", transcript.last_line()),
@@ -93,20 +83,13 @@ pub(crate) fn observe(boot: &Boot) -> Result<Outcome, Error> {
             eprintln!("qemu-runner: {}: {reason}", label(boot, machine));
         }
     }
-    Ok(Outcome {
-        passed: verdict.is_ok(),
-        summary,
-    })
+    Ok(Outcome { passed: verdict.is_ok(), summary })
 }
 
 /// The name of a boot in messages: what, on which machine, with what that isn't the default.
 pub(crate) fn label(boot: &Boot, machine: Machine) -> String {
     let image = boot.image.file_name().unwrap_or_default().to_string_lossy();
-    let mut label = format!(
-        "{} on {}",
-        boot.suite.as_deref().unwrap_or(&image),
-        machine.name()
-    );
+    let mut label = format!("{} on {}", boot.suite.as_deref().unwrap_or(&image), machine.name());
     match (boot.cpu.as_deref(), machine.default_cpu()) {
         (Some(model), _) | (None, Some(model)) => label += &format!(", CPU {model}"),
         (None, None) => label += ", default CPU",
@@ -148,10 +131,7 @@ struct Qemu {
 impl Qemu {
     fn start(command: &mut Command) -> io::Result<Self> {
         // Without a terminal on its input, QEMU leaves the terminal's settings alone.
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         end_with_this_process(command);
         let mut process = command.spawn()?;
         // The bound makes QEMU wait for a slow reader of ours instead of filling the memory.
@@ -194,10 +174,7 @@ impl Qemu {
             if let (Some(limit), Some(deadline)) = (limit, deadline)
                 && Instant::now() >= deadline
             {
-                self.process
-                    .kill()
-                    .and_then(|()| self.process.wait())
-                    .map_err(unreachable_process)?;
+                self.process.kill().and_then(|()| self.process.wait()).map_err(unreachable_process)?;
                 break Ending::TimedOut(limit);
             }
         };
@@ -220,11 +197,7 @@ impl Drop for Qemu {
 }
 
 /// Reads `source` to its end on a thread of its own, which nobody waits for.
-fn forward(
-    mut source: impl Read + Send + 'static,
-    speaker: Speaker,
-    to: SyncSender<(Speaker, Vec<u8>)>,
-) {
+fn forward(mut source: impl Read + Send + 'static, speaker: Speaker, to: SyncSender<(Speaker, Vec<u8>)>) {
     thread::spawn(move || {
         let mut buffer = [0; 8192];
         loop {
@@ -254,11 +227,7 @@ fn end_with_this_process(command: &mut Command) {
         let ask = move || {
             set_parent_process_death_signal(Some(Signal::KILL))?;
             // The parent may have gone before the question was asked.
-            if getppid() == Some(parent) {
-                Ok(())
-            } else {
-                Err(io::ErrorKind::Interrupted.into())
-            }
+            if getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
         };
         // SAFETY: between fork and exec only async-signal-safe work is allowed: `ask` makes two
         // system calls and neither allocates nor locks.

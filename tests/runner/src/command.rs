@@ -9,12 +9,7 @@ use crate::options::Boot;
 use crate::terminal::{Terminal, guest_arguments};
 
 /// The arguments that boot `boot` on `machine`, with `files` for the guest.
-pub(crate) fn arguments(
-    boot: &Boot,
-    machine: Machine,
-    files: &[PathBuf],
-    terminal: Option<Terminal>,
-) -> Vec<OsString> {
+pub(crate) fn arguments(boot: &Boot, machine: Machine, files: &[PathBuf], terminal: Option<Terminal>) -> Vec<OsString> {
     let mut line: Vec<OsString> = machine.arguments().iter().map(OsString::from).collect();
     let mut add = |words: &[&OsStr]| line.extend(words.iter().map(OsString::from));
 
@@ -29,18 +24,10 @@ pub(crate) fn arguments(
         add(&["-icount".as_ref(), "shift=0".as_ref()]);
     }
     if boot.gdb {
-        add(&[
-            "-gdb".as_ref(),
-            "tcp:127.0.0.1:1234".as_ref(),
-            "-S".as_ref(),
-        ]);
+        add(&["-gdb".as_ref(), "tcp:127.0.0.1:1234".as_ref(), "-S".as_ref()]);
     }
     // No network card: nothing uses one, and its boot ROM is in a package that may be absent.
-    add([
-        "-display", "none", "-serial", "stdio", "-monitor", "none", "-nic", "none",
-    ]
-    .map(OsStr::new)
-    .as_slice());
+    add(["-display", "none", "-serial", "stdio", "-monitor", "none", "-nic", "none"].map(OsStr::new).as_slice());
     add(&["-kernel".as_ref(), boot.image.as_ref()]);
 
     let mut pass_in = |name: &str, kind: &str, value: &OsStr| {
@@ -48,11 +35,7 @@ pub(crate) fn arguments(
         item.push(escape(value));
         add(&["-fw_cfg".as_ref(), item.as_ref()]);
     };
-    pass_in(
-        "args",
-        "string",
-        guest_arguments(terminal, &boot.arguments).as_ref(),
-    );
+    pass_in("args", "string", guest_arguments(terminal, &boot.arguments).as_ref());
     for (index, path) in files.iter().enumerate() {
         pass_in(&format!("file{index}"), "file", path.as_ref());
         pass_in(&format!("name{index}"), "string", base_name(path).as_ref());
@@ -62,10 +45,7 @@ pub(crate) fn arguments(
 
 /// The guest takes names as UTF-8 only.
 fn base_name(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or(path.as_os_str())
-        .to_string_lossy()
-        .into_owned()
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 /// QEMU takes a comma for the end of a value unless it is doubled.
@@ -91,11 +71,7 @@ pub(crate) fn quoted(program: &OsStr, arguments: &[OsString]) -> String {
             format!("'{}'", word.replace('\'', r"'\''"))
         }
     };
-    std::iter::once(program)
-        .chain(arguments.iter().map(OsString::as_os_str))
-        .map(quote)
-        .collect::<Vec<_>>()
-        .join(" ")
+    std::iter::once(program).chain(arguments.iter().map(OsString::as_os_str)).map(quote).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -162,11 +138,7 @@ mod tests {
 
     #[test]
     fn commas_and_quotes_arrive_whole() {
-        let line = line(
-            |boot| boot.arguments = "a,b c'd".into(),
-            Machine::Q35,
-            &["x,,y"],
-        );
+        let line = line(|boot| boot.arguments = "a,b c'd".into(), Machine::Q35, &["x,,y"]);
         assert!(line.contains(r"'name=opt/sandbox/args,string=color=0 a,,b c'\''d'"));
         assert!(line.contains("name=opt/sandbox/file0,file=x,,,,y"));
         assert!(line.contains("name=opt/sandbox/name0,string=x,,,,y"));

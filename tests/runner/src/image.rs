@@ -18,12 +18,9 @@ const MACHINE_AARCH64: u16 = 183;
 
 /// The machine that the image at `path` boots on.
 pub(crate) fn machine_of(path: &Path) -> Result<Machine, Error> {
-    let unreadable =
-        |error| Error::new(format!("cannot read the image {}: {error}", path.display()));
+    let unreadable = |error| Error::new(format!("cannot read the image {}: {error}", path.display()));
     let mut header = Vec::with_capacity(HEADER);
-    File::open(path)
-        .and_then(|file| file.take(HEADER as u64).read_to_end(&mut header))
-        .map_err(unreadable)?;
+    File::open(path).and_then(|file| file.take(HEADER as u64).read_to_end(&mut header)).map_err(unreadable)?;
     machine_in(&header).map_err(|why| Error::new(format!("cannot boot {}: {why}", path.display())))
 }
 
@@ -42,9 +39,7 @@ fn machine_in(header: &[u8]) -> Result<Machine, &'static str> {
     match u16::from_le_bytes([header[16], header[17]]) {
         TYPE_EXECUTABLE => Ok(machine),
         // The flags of .cargo/config.toml did not reach the linker; it would die without a word.
-        TYPE_SHARED => {
-            Err("it was linked without the flags of .cargo/config.toml (is RUSTFLAGS set?)")
-        }
+        TYPE_SHARED => Err("it was linked without the flags of .cargo/config.toml (is RUSTFLAGS set?)"),
         _ => Err("it is not an executable"),
     }
 }

@@ -46,14 +46,9 @@ fn check_one(path: &Path) -> Result<(), String> {
         return Err("is empty".to_owned());
     }
     if about.len() > LARGEST {
-        return Err(format!(
-            "has {} bytes; the guest takes at most {LARGEST} (16 MiB)",
-            about.len()
-        ));
+        return Err(format!("has {} bytes; the guest takes at most {LARGEST} (16 MiB)", about.len()));
     }
-    File::open(path)
-        .map(drop)
-        .map_err(|error| error.to_string())
+    File::open(path).map(drop).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -61,22 +56,15 @@ mod tests {
     use super::*;
 
     fn complaint(directory: &Path, name: &str) -> String {
-        let inputs = Inputs {
-            directory: Some(directory.to_owned()),
-            files: vec![name.into()],
-        };
-        check(&inputs)
-            .expect_err("this file must be refused")
-            .to_string()
+        let inputs = Inputs { directory: Some(directory.to_owned()), files: vec![name.into()] };
+        check(&inputs).expect_err("this file must be refused").to_string()
     }
 
     #[test]
     fn each_unusable_file_is_refused_by_name() {
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::write(folder.path().join("empty"), b"").expect("a file");
-        File::create(folder.path().join("large"))
-            .and_then(|file| file.set_len(LARGEST + 1))
-            .expect("a file");
+        File::create(folder.path().join("large")).and_then(|file| file.set_len(LARGEST + 1)).expect("a file");
         assert_eq!(complaint(folder.path(), "absent"), "absent: no such file");
         assert_eq!(complaint(folder.path(), "empty"), "empty: is empty");
         assert_eq!(complaint(folder.path(), "."), ".: is a folder, not a file");
@@ -91,13 +79,8 @@ mod tests {
     fn names_are_relative_to_the_folder_given() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("sixteen");
-        File::create(&path)
-            .and_then(|file| file.set_len(LARGEST))
-            .expect("a file");
-        let inputs = Inputs {
-            directory: Some(folder.path().to_owned()),
-            files: vec!["sixteen".into()],
-        };
+        File::create(&path).and_then(|file| file.set_len(LARGEST)).expect("a file");
+        let inputs = Inputs { directory: Some(folder.path().to_owned()), files: vec!["sixteen".into()] };
         assert_eq!(check(&inputs), Ok(vec![path]));
     }
 }

@@ -86,10 +86,7 @@ mod tests {
 
     #[test]
     fn chunks_may_be_cut_anywhere() {
-        assert_eq!(
-            lines(&[b"a\r", b"\nb", b"c\n", b"", b"d"]),
-            ["a", "bc", "d"]
-        );
+        assert_eq!(lines(&[b"a\r", b"\nb", b"c\n", b"", b"d"]), ["a", "bc", "d"]);
         assert_eq!(lines(&[b"a\n\n"]), ["a", ""]);
         assert_eq!(lines(&[b""]), [""; 0]);
     }
@@ -105,10 +102,7 @@ mod tests {
     fn a_line_without_end_is_cut() {
         let flood = vec![b'x'; 3 * LONGEST + 5];
         let all = lines(&[&flood]);
-        assert_eq!(
-            all.iter().map(String::len).collect::<Vec<_>>(),
-            [LONGEST, LONGEST, LONGEST, 5]
-        );
+        assert_eq!(all.iter().map(String::len).collect::<Vec<_>>(), [LONGEST, LONGEST, LONGEST, 5]);
     }
 
     #[test]

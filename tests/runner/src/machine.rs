@@ -31,20 +31,10 @@ impl Machine {
     pub(crate) fn arguments(self) -> &'static [&'static str] {
         match self {
             // Without -no-reboot a triple fault would boot again and again.
-            Self::Q35 => &[
-                "-machine",
-                "q35",
-                "-no-reboot",
-                "-device",
-                "isa-debug-exit,iobase=0xf4,iosize=0x04",
-            ],
-            Self::Virt => &[
-                "-machine",
-                "virt,gic-version=3",
-                "-no-reboot",
-                "-semihosting-config",
-                "enable=on,target=native",
-            ],
+            Self::Q35 => &["-machine", "q35", "-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"],
+            Self::Virt => {
+                &["-machine", "virt,gic-version=3", "-no-reboot", "-semihosting-config", "enable=on,target=native"]
+            }
         }
     }
 

@@ -27,6 +27,7 @@ Boots a kernel image in QEMU, shows what it prints and judges how it ended.
     --suite NAME         the last line must be `N passed, N failed[, N skipped]` without failures
     --expect TEXT        a line printed must contain TEXT (may be repeated)
     --forbid TEXT        no line printed may contain TEXT (may be repeated)
+    --must-fail          the guest must report failure: for tests of fatal reports
     --quiet              show nothing unless it fails
     --gdb                wait for a debugger on port 1234, without a time limit
     --dry-run            print QEMU's command line and stop
@@ -50,6 +51,7 @@ pub(crate) struct Boot {
     pub(crate) suite: Option<String>,
     pub(crate) expect: Vec<String>,
     pub(crate) forbid: Vec<String>,
+    pub(crate) must_fail: bool,
     pub(crate) quiet: bool,
     pub(crate) gdb: bool,
     pub(crate) dry_run: bool,
@@ -70,6 +72,7 @@ impl Boot {
             suite: None,
             expect: Vec::new(),
             forbid: Vec::new(),
+            must_fail: false,
             quiet: false,
             gdb: false,
             dry_run: false,
@@ -90,24 +93,23 @@ impl Boot {
                 Arg::Long("icount") => boot.icount = true,
                 Arg::Long("args") => boot.arguments = parser.value()?.string()?,
                 Arg::Long("directory") => boot.inputs.directory = Some(parser.value()?.into()),
-                Arg::Long("timeout") => {
-                    boot.timeout = Duration::from_secs(number(&mut parser, "--timeout")?.into())
-                }
+                Arg::Long("timeout") => boot.timeout = Duration::from_secs(number(&mut parser, "--timeout")?.into()),
                 Arg::Long("suite") => boot.suite = Some(parser.value()?.string()?),
                 Arg::Long("expect") => boot.expect.push(text(&mut parser, "--expect")?),
                 Arg::Long("forbid") => boot.forbid.push(text(&mut parser, "--forbid")?),
+                Arg::Long("must-fail") => boot.must_fail = true,
                 Arg::Long("quiet") => boot.quiet = true,
                 Arg::Long("gdb") => boot.gdb = true,
                 Arg::Long("dry-run") => boot.dry_run = true,
                 other => return Err(other.unexpected().into()),
             }
         }
-        boot.image =
-            image.ok_or_else(|| Error::new("no image to boot was named (--help shows how)"))?;
+        boot.image = image.ok_or_else(|| Error::new("no image to boot was named (--help shows how)"))?;
         if boot.icount && boot.cpus > 1 {
-            return Err(Error::new(
-                "--icount counts the instructions of one CPU: it doesn't go with --smp",
-            ));
+            return Err(Error::new("--icount counts the instructions of one CPU: it doesn't go with --smp"));
+        }
+        if boot.must_fail && boot.suite.is_some() {
+            return Err(Error::new("--must-fail doesn't go with --suite: a failed suite is no pass"));
         }
         Ok(boot)
     }
@@ -129,17 +131,11 @@ pub(crate) enum Task {
 }
 
 impl Task {
-    pub(crate) fn from_command_line(
-        arguments: impl IntoIterator<Item = OsString>,
-    ) -> Result<Self, Error> {
+    pub(crate) fn from_command_line(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, Error> {
         let mut arguments: Vec<_> = arguments.into_iter().collect();
         let before_separator = arguments.iter().take_while(|argument| *argument != "--");
         let first = arguments.first().and_then(|first| first.to_str());
-        if first != Some("tally")
-            && before_separator
-                .into_iter()
-                .any(|argument| argument == "--help")
-        {
+        if first != Some("tally") && before_separator.into_iter().any(|argument| argument == "--help") {
             return Ok(Self::Help);
         }
         match first {
@@ -175,22 +171,14 @@ fn number(parser: &mut Parser, option: &str) -> Result<u32, Error> {
     let value = parser.value()?.string()?;
     match value.parse() {
         Ok(number) if number > 0 => Ok(number),
-        _ => Err(Error::new(format!(
-            "{option} takes a whole number above 0, not '{value}'"
-        ))),
+        _ => Err(Error::new(format!("{option} takes a whole number above 0, not '{value}'"))),
     }
 }
 
 /// A text to look for; every line contains the empty one.
 fn text(parser: &mut Parser, option: &str) -> Result<String, Error> {
     let text = parser.value()?.string()?;
-    if text.is_empty() {
-        Err(Error::new(format!(
-            "{option} takes a text that is not empty"
-        )))
-    } else {
-        Ok(text)
-    }
+    if text.is_empty() { Err(Error::new(format!("{option} takes a text that is not empty"))) } else { Ok(text) }
 }
 
 #[cfg(test)]
@@ -203,45 +191,31 @@ mod tests {
 
     #[test]
     fn options_may_stand_anywhere_after_the_image() {
-        let Ok(Task::Boot(boot)) =
-            task(&["k", "a.png", "--cpu", "max", "--timeout=5", "--", "--b"])
-        else {
+        let Ok(Task::Boot(boot)) = task(&["k", "a.png", "--cpu", "max", "--timeout=5", "--", "--b"]) else {
             panic!("this is a boot");
         };
         assert_eq!(boot.image, PathBuf::from("k"));
-        assert_eq!(
-            boot.inputs.files,
-            [PathBuf::from("a.png"), PathBuf::from("--b")]
-        );
+        assert_eq!(boot.inputs.files, [PathBuf::from("a.png"), PathBuf::from("--b")]);
         assert_eq!(boot.cpu.as_deref(), Some("max"));
         assert_eq!(boot.time_limit(), Some(Duration::from_secs(5)));
     }
 
     #[test]
     fn the_defaults_are_those_of_the_help() {
-        let Ok(Task::Boot(boot)) = task(&["k"]) else {
-            panic!("this is a boot")
-        };
+        let Ok(Task::Boot(boot)) = task(&["k"]) else { panic!("this is a boot") };
         assert_eq!(*boot, Boot::of("k".into()));
-        assert_eq!(
-            (boot.memory.as_str(), boot.cpus, boot.timeout.as_secs()),
-            ("512M", 1, 60)
-        );
+        assert_eq!((boot.memory.as_str(), boot.cpus, boot.timeout.as_secs()), ("512M", 1, 60));
     }
 
     #[test]
     fn a_debugger_takes_the_time_it_needs() {
-        let Ok(Task::Boot(boot)) = task(&["k", "--gdb", "--timeout", "1"]) else {
-            panic!("this is a boot")
-        };
+        let Ok(Task::Boot(boot)) = task(&["k", "--gdb", "--timeout", "1"]) else { panic!("this is a boot") };
         assert_eq!(boot.time_limit(), None);
     }
 
     #[test]
     fn a_suite_is_a_list_of_boots() {
-        let Ok(Task::Suite(boots)) =
-            task(&["suite", "a", "--suite", "x", "--", "b", "--expect", "hi"])
-        else {
+        let Ok(Task::Suite(boots)) = task(&["suite", "a", "--suite", "x", "--", "b", "--expect", "hi"]) else {
             panic!("this is a suite");
         };
         assert_eq!(boots.len(), 2);
@@ -261,6 +235,7 @@ mod tests {
             &["k", "--timeout", "soon"],
             &["k", "--expect", ""],
             &["k", "--icount", "--smp", "2"],
+            &["k", "--must-fail", "--suite", "x"],
             &["k", "--unknown"],
             &["k", "-q"],
             &["check", "--cpu", "max"],
@@ -273,9 +248,6 @@ mod tests {
     fn help_is_help_unless_it_is_for_another_command() {
         assert_eq!(task(&["--help"]), Ok(Task::Help));
         assert_eq!(task(&["k", "--help"]), Ok(Task::Help));
-        assert_eq!(
-            task(&["tally", "cargo", "--help"]),
-            Ok(Task::Tally(vec!["cargo".into(), "--help".into()]))
-        );
+        assert_eq!(task(&["tally", "cargo", "--help"]), Ok(Task::Tally(vec!["cargo".into(), "--help".into()])));
     }
 }

@@ -24,11 +24,7 @@ pub(crate) fn run(boots: &[Boot]) -> Result<bool, Error> {
 
 /// The cases that a boot stands for: those of its suite, or the boot itself.
 fn cases(outcome: &Outcome, is_suite: bool) -> Summary {
-    let boot = Summary {
-        passed: outcome.passed.into(),
-        failed: (!outcome.passed).into(),
-        skipped: 0,
-    };
+    let boot = Summary { passed: outcome.passed.into(), failed: (!outcome.passed).into(), skipped: 0 };
     match outcome.summary.filter(|_| is_suite) {
         // A suite that failed for another reason must not look like a pass in the sum.
         Some(mut cases) => {
@@ -46,45 +42,21 @@ mod tests {
     use super::*;
 
     fn outcome(passed: bool, line: &str) -> Outcome {
-        Outcome {
-            passed,
-            summary: Summary::of_guest_line(line),
-        }
+        Outcome { passed, summary: Summary::of_guest_line(line) }
     }
 
     #[test]
     fn a_boot_is_one_case() {
-        assert_eq!(
-            cases(&outcome(true, ""), false).to_string(),
-            "1 passed, 0 failed"
-        );
-        assert_eq!(
-            cases(&outcome(false, ""), false).to_string(),
-            "0 passed, 1 failed"
-        );
-        assert_eq!(
-            cases(&outcome(true, "9 passed, 0 failed"), false).to_string(),
-            "1 passed, 0 failed"
-        );
+        assert_eq!(cases(&outcome(true, ""), false).to_string(), "1 passed, 0 failed");
+        assert_eq!(cases(&outcome(false, ""), false).to_string(), "0 passed, 1 failed");
+        assert_eq!(cases(&outcome(true, "9 passed, 0 failed"), false).to_string(), "1 passed, 0 failed");
     }
 
     #[test]
     fn a_suite_is_its_cases_and_never_hides_a_failure() {
-        assert_eq!(
-            cases(&outcome(true, "9 passed, 0 failed"), true).to_string(),
-            "9 passed, 0 failed"
-        );
-        assert_eq!(
-            cases(&outcome(false, "8 passed, 2 failed"), true).to_string(),
-            "8 passed, 2 failed"
-        );
-        assert_eq!(
-            cases(&outcome(false, "9 passed, 0 failed"), true).to_string(),
-            "9 passed, 1 failed"
-        );
-        assert_eq!(
-            cases(&outcome(false, "hang"), true).to_string(),
-            "0 passed, 1 failed"
-        );
+        assert_eq!(cases(&outcome(true, "9 passed, 0 failed"), true).to_string(), "9 passed, 0 failed");
+        assert_eq!(cases(&outcome(false, "8 passed, 2 failed"), true).to_string(), "8 passed, 2 failed");
+        assert_eq!(cases(&outcome(false, "9 passed, 0 failed"), true).to_string(), "9 passed, 1 failed");
+        assert_eq!(cases(&outcome(false, "hang"), true).to_string(), "0 passed, 1 failed");
     }
 }

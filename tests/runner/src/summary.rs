@@ -75,11 +75,7 @@ mod tests {
     use super::*;
 
     fn summary(passed: u64, failed: u64, skipped: u64) -> Summary {
-        Summary {
-            passed,
-            failed,
-            skipped,
-        }
+        Summary { passed, failed, skipped }
     }
 
     #[test]

@@ -21,19 +21,14 @@ pub(crate) fn run(command: &[OsString]) -> Result<bool, Error> {
         let mut reader = BufReader::new(stdout);
         let mut line = Vec::new();
         while matches!(reader.read_until(b'\n', &mut line), Ok(length) if length > 0) {
-            std::io::stdout()
-                .write_all(&line)
-                .map_err(|error| Error::output(&error))?;
-            if let Some(counts) = Summary::of_cargo_line(String::from_utf8_lossy(&line).trim_end())
-            {
+            std::io::stdout().write_all(&line).map_err(|error| Error::output(&error))?;
+            if let Some(counts) = Summary::of_cargo_line(String::from_utf8_lossy(&line).trim_end()) {
                 sum += counts;
             }
             line.clear();
         }
     }
-    let status = process
-        .wait()
-        .map_err(|error| Error::new(format!("cannot wait for {program}: {error}")))?;
+    let status = process.wait().map_err(|error| Error::new(format!("cannot wait for {program}: {error}")))?;
     if !status.success() && sum.failed == 0 {
         // What failed was no test but, say, the build.
         sum.failed = 1;

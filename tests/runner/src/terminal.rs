@@ -18,8 +18,7 @@ impl Terminal {
         }
         let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         Some(Self {
-            color: set("NO_COLOR").is_none()
-                && set("TERM").is_some_and(|terminal| terminal != "dumb"),
+            color: set("NO_COLOR").is_none() && set("TERM").is_some_and(|terminal| terminal != "dumb"),
             columns: match rustix::termios::tcgetwinsize(&stdout) {
                 Ok(size) if size.ws_col != 0 => size.ws_col,
                 _ => 80,
@@ -47,14 +46,8 @@ mod tests {
 
     #[test]
     fn the_words_about_the_terminal_come_first() {
-        let wide = Some(Terminal {
-            color: true,
-            columns: 132,
-        });
-        assert_eq!(
-            guest_arguments(wide, "only=fp"),
-            "color=1 columns=132 only=fp"
-        );
+        let wide = Some(Terminal { color: true, columns: 132 });
+        assert_eq!(guest_arguments(wide, "only=fp"), "color=1 columns=132 only=fp");
         assert_eq!(guest_arguments(wide, ""), "color=1 columns=132");
         assert_eq!(guest_arguments(None, "a b"), "color=0 a b");
         assert_eq!(guest_arguments(None, ""), "color=0");

@@ -18,13 +18,7 @@ struct Sought {
 
 impl Sought {
     fn all(texts: &[String]) -> Vec<Self> {
-        texts
-            .iter()
-            .map(|text| Self {
-                text: text.clone(),
-                seen: false,
-            })
-            .collect()
+        texts.iter().map(|text| Self { text: text.clone(), seen: false }).collect()
     }
 }
 
@@ -124,18 +118,12 @@ impl Transcript {
 
     /// The first expected text that no line had.
     pub(crate) fn missing(&self) -> Option<&str> {
-        self.expected
-            .iter()
-            .find(|sought| !sought.seen)
-            .map(|sought| sought.text.as_str())
+        self.expected.iter().find(|sought| !sought.seen).map(|sought| sought.text.as_str())
     }
 
     /// The first forbidden text that a line had.
     pub(crate) fn forbidden(&self) -> Option<&str> {
-        self.forbidden
-            .iter()
-            .find(|sought| sought.seen)
-            .map(|sought| sought.text.as_str())
+        self.forbidden.iter().find(|sought| sought.seen).map(|sought| sought.text.as_str())
     }
 }
 
@@ -163,16 +151,10 @@ mod tests {
         transcript.guest_says(b"now rea");
         transcript.guest_says(b"dy\n");
         transcript.qemu_says(b"done? panic!\n");
-        assert_eq!(
-            (transcript.missing(), transcript.forbidden()),
-            (Some("done"), None)
-        );
+        assert_eq!((transcript.missing(), transcript.forbidden()), (Some("done"), None));
         transcript.guest_says(b"done, no panic");
         transcript.finish();
-        assert_eq!(
-            (transcript.missing(), transcript.forbidden()),
-            (None, Some("panic"))
-        );
+        assert_eq!((transcript.missing(), transcript.forbidden()), (None, Some("panic")));
         assert_eq!(transcript.complaint(), Some("done? panic!"));
     }
 }
