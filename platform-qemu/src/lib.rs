@@ -33,6 +33,7 @@ pub mod files;
 pub mod fw_cfg;
 pub mod gate;
 pub mod heap;
+pub mod host;
 pub mod interrupts;
 pub mod layout;
 pub mod lock;

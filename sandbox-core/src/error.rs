@@ -71,8 +71,8 @@ pub enum Error {
     NoStack,
     /// The current CPU was not started with `Hal::start_cpu`.
     CpuNotStarted(usize),
-    /// The host has replaced the descriptor tables that `Hal::start_cpu` installed on this CPU.
-    TablesReplaced(usize),
+    /// The host has replaced the descriptor table that `Hal::start_cpu` installed on this CPU.
+    TablesReplaced,
     /// This many CPUs are more than the HAL can serve.
     TooManyCpus {
         /// The index or count given.
@@ -172,8 +172,8 @@ impl fmt::Display for Error {
             }
             Error::NoStack => write!(f, "a sandbox needs at least one page of stack"),
             Error::CpuNotStarted(cpu) => write!(f, "CPU {cpu} was not started: call Hal::start_cpu on it first"),
-            Error::TablesReplaced(cpu) => {
-                write!(f, "the descriptor tables of CPU {cpu} were replaced after Hal::start_cpu")
+            Error::TablesReplaced => {
+                write!(f, "this CPU's descriptor table was replaced after Hal::start_cpu: keep the one that was installed")
             }
             Error::TooManyCpus { cpus, most } => {
                 write!(f, "{cpus} CPUs, but the HAL serves {most} at most")

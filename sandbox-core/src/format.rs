@@ -55,8 +55,9 @@ pub enum Entry {
 pub struct Leaf {
     /// First frame of the page or block.
     pub frame: Frame,
-    /// What privileged code may do with it, as far as this entry decides (when encoding: what the code that
-    /// [`privilege`](Leaf::privilege) names may do).
+    /// What the code that [`privilege`](Leaf::privilege) names may do with it, as far as this entry decides. Of the host's
+    /// own tables only privileged leaves matter; that what is executable for user code is not so for the kernel is seen to
+    /// by whoever grants.
     pub permissions: Permissions,
     /// Who may use it.
     pub privilege: Privilege,

@@ -1,0 +1,189 @@
+//! From a vector and an error code to a cause.
+//!
+//! A general-protection fault says almost nothing; the instruction that raised it says the rest. It is read through the
+//! sandbox's own view, decoded, and its memory operands are looked at: if one is not canonical, that was it;
+//! otherwise the instruction was one that the sandbox may not execute.
+
+use sandbox_core::arch::{Cause, Memory, Refusal};
+use sandbox_core::{Access, Syndrome, VirtAddr};
+use x86_64::structures::idt::PageFaultErrorCode;
+use yaxpeax_x86::amd64::{InstDecoder, Instruction, Opcode, Operand, RegSpec};
+
+use crate::format::LongMode;
+use crate::registers::{Frame, Registers};
+
+/// Error code of a fault that names an entry of the exception table: the index above, bit 1 set (SDM 3, section 7.13).
+const ERROR_IDT: u64 = 1 << 1;
+const ERROR_INDEX_SHIFT: u32 = 3;
+const BREAKPOINT: u64 = 3;
+/// The longest instruction, in bytes (SDM 2, section 2.3.11).
+const LONGEST: usize = 15;
+
+/// What the exception in `registers` was.
+pub(crate) fn diagnose(format: LongMode, registers: &Registers, memory: &dyn Memory) -> Cause {
+    let frame = &registers.frame;
+    let unknown = Cause::Unknown(Syndrome { class: frame.vector, detail: frame.error });
+    match frame.vector {
+        0 => Cause::Arithmetic,
+        1 => Cause::SingleStep,
+        6 => Cause::Illegal,
+        7 | 16 | 19 => Cause::FloatingPoint,
+        12 | 13 if !format.is_canonical(frame.rip) => non_canonical(frame.rip, Access::Execute),
+        12 | 13 if frame.error & ERROR_IDT != 0 => match frame.error >> ERROR_INDEX_SHIFT {
+            BREAKPOINT => Cause::Breakpoint,
+            _ => Cause::Privileged,
+        },
+        // A selector that the sandbox may not load.
+        12 | 13 if frame.error != 0 => Cause::Privileged,
+        12 | 13 => protection(format, registers, memory),
+        14 => page_fault(registers),
+        17 => match fetch(frame, memory).and_then(|instruction| operand(&instruction, registers, |_| true)) {
+            Some((address, access)) => {
+                Cause::Memory { address: VirtAddr(address), access, refusal: Refusal::Alignment }
+            }
+            None => unknown,
+        },
+        _ => unknown,
+    }
+}
+
+fn page_fault(registers: &Registers) -> Cause {
+    let error = PageFaultErrorCode::from_bits_truncate(registers.frame.error);
+    let access = if error.contains(PageFaultErrorCode::INSTRUCTION_FETCH) {
+        Access::Execute
+    } else if error.contains(PageFaultErrorCode::CAUSED_BY_WRITE) {
+        Access::Write
+    } else {
+        Access::Read
+    };
+    let refusal = if error.contains(PageFaultErrorCode::PROTECTION_KEY) {
+        Refusal::Restriction
+    } else if error.contains(PageFaultErrorCode::MALFORMED_TABLE) {
+        Refusal::External
+    } else {
+        Refusal::Translation
+    };
+    Cause::Memory { address: VirtAddr(registers.cr2), access, refusal }
+}
+
+fn non_canonical(address: u64, access: Access) -> Cause {
+    Cause::Memory { address: VirtAddr(address), access, refusal: Refusal::NonCanonical }
+}
+
+/// A general-protection or stack fault without an error code.
+fn protection(format: LongMode, registers: &Registers, memory: &dyn Memory) -> Cause {
+    let Some(instruction) = fetch(&registers.frame, memory) else { return Cause::Privileged };
+    if let Some((address, access)) = operand(&instruction, registers, |address| !format.is_canonical(address)) {
+        return non_canonical(address, access);
+    }
+    if let Some(target) = target(&instruction, registers, memory)
+        && !format.is_canonical(target)
+    {
+        return non_canonical(target, Access::Execute);
+    }
+    Cause::Privileged
+}
+
+/// The instruction that `frame` stopped at.
+fn fetch(frame: &Frame, memory: &dyn Memory) -> Option<Instruction> {
+    let mut bytes = [0; LONGEST];
+    let count = memory.fetch(VirtAddr(frame.rip), &mut bytes);
+    InstDecoder::default().decode_slice(&bytes[..count]).ok()
+}
+
+/// The first memory operand whose address is as `wanted`, and what the instruction does there.
+fn operand(instruction: &Instruction, registers: &Registers, wanted: impl Fn(u64) -> bool) -> Option<(u64, Access)> {
+    use yaxpeax_x86::Access as OperandAccess;
+    let behavior = instruction.behavior();
+    let explicit = (0..instruction.operand_count()).find_map(|index| {
+        let address = effective_address(instruction, instruction.operand(index), registers)?;
+        let access = match behavior.operand_access(index)? {
+            OperandAccess::Read => Access::Read,
+            OperandAccess::Write | OperandAccess::ReadWrite => Access::Write,
+            _ => return None,
+        };
+        wanted(address).then_some((address, access))
+    });
+    explicit.or_else(|| {
+        let rsp = registers.frame.rsp;
+        let (address, access) = match instruction.opcode() {
+            Opcode::PUSH | Opcode::CALL | Opcode::PUSHF | Opcode::ENTER => (rsp.wrapping_sub(8), Access::Write),
+            Opcode::POP | Opcode::RETURN | Opcode::POPF => (rsp, Access::Read),
+            Opcode::LEAVE => (registers.frame.rbp, Access::Read),
+            _ => return None,
+        };
+        wanted(address).then_some((address, access))
+    })
+}
+
+/// Where a jump, call or return leads that does not name its target in its own bytes.
+fn target(instruction: &Instruction, registers: &Registers, memory: &dyn Memory) -> Option<u64> {
+    match instruction.opcode() {
+        Opcode::JMP | Opcode::CALL => match instruction.operand(0) {
+            Operand::Register { reg } => register(registers, reg, instruction),
+            operand => memory.load(VirtAddr(effective_address(instruction, operand, registers)?)),
+        },
+        Opcode::RETURN => memory.load(VirtAddr(registers.frame.rsp)),
+        _ => None,
+    }
+}
+
+fn effective_address(instruction: &Instruction, operand: Operand, registers: &Registers) -> Option<u64> {
+    let value = |reg| register(registers, reg, instruction);
+    let displaced = |base: u64, disp: i32| base.wrapping_add_signed(disp.into());
+    let scaled = |index, scale: u8| Some(value(index)?.wrapping_mul(scale.into()));
+    let offset = match operand {
+        Operand::AbsoluteU32 { addr } => addr.into(),
+        Operand::AbsoluteU64 { addr } => addr,
+        Operand::MemDeref { base } => value(base)?,
+        Operand::Disp { base, disp } => displaced(value(base)?, disp),
+        Operand::MemIndexScale { index, scale } => scaled(index, scale)?,
+        Operand::MemIndexScaleDisp { index, scale, disp } => displaced(scaled(index, scale)?, disp),
+        Operand::MemBaseIndexScale { base, index, scale } => value(base)?.wrapping_add(scaled(index, scale)?),
+        Operand::MemBaseIndexScaleDisp { base, index, scale, disp } => {
+            displaced(value(base)?.wrapping_add(scaled(index, scale)?), disp)
+        }
+        _ => return None,
+    };
+    let base = match instruction.segment_override_for_op(0) {
+        Some(yaxpeax_x86::amd64::Segment::FS) => registers.fs_base,
+        Some(yaxpeax_x86::amd64::Segment::GS) => registers.gs_base,
+        _ => 0,
+    };
+    Some(base.wrapping_add(offset))
+}
+
+/// The value of a general register, whole or its low half, or of the instruction pointer behind the instruction.
+fn register(registers: &Registers, reg: RegSpec, instruction: &Instruction) -> Option<u64> {
+    use yaxpeax_arch::{AddressBase, LengthedInstruction};
+    let frame = &registers.frame;
+    let whole = |number| {
+        Some(match number {
+            0 => frame.rax,
+            1 => frame.rcx,
+            2 => frame.rdx,
+            3 => frame.rbx,
+            4 => frame.rsp,
+            5 => frame.rbp,
+            6 => frame.rsi,
+            7 => frame.rdi,
+            8 => frame.r8,
+            9 => frame.r9,
+            10 => frame.r10,
+            11 => frame.r11,
+            12 => frame.r12,
+            13 => frame.r13,
+            14 => frame.r14,
+            15 => frame.r15,
+            _ => return None,
+        })
+    };
+    if reg == RegSpec::rip() {
+        return Some(frame.rip.wrapping_offset(instruction.len()));
+    }
+    match reg.class() {
+        class if class == RegSpec::rax().class() => whole(reg.num()),
+        class if class == RegSpec::eax().class() => whole(reg.num()).map(|value| value & 0xffff_ffff),
+        _ => None,
+    }
+}

@@ -1,0 +1,229 @@
+// The way out.
+//
+//   the CPU has switched to the stack that the vector's gate names and pushed ss, rsp, rflags, cs, rip
+//   | 1  the vector's stub pushes an error code if the CPU didn't, and the vector
+//   | 2  all general registers are pushed: the Frame is complete, and [rsp + FRAME_SIZE] is the State
+//   |    from privileged code? An NMI or machine check: see below. Anything else is fatal
+//   | 3  sandbox_gate_leave: the host's root, CR2 kept, the host's stack and flags (so DF, AC, NT and the
+//   |    like are the host's again), its selectors and bases
+//   | 4  lidt: the host's exception table. From here on the host's own handlers take everything
+//   v 5  the callee-saved registers; returns the frame
+//
+// The host's stack is used only after the host's root is loaded, and the flag of a deferred NMI is read by the caller, after
+// 4: an NMI that comes before 4 sets it, one that comes later is the host's.
+//
+// An NMI or machine check that arrives in the gate itself must not reach the host there, and must not
+// execute iretq, which would unblock NMIs while this one's frame is still in use. In the entry window it
+// leaves as if the entry had never begun. Elsewhere it sets a flag and goes back to what it interrupted with
+// popfq and ret, whose operands it writes below that code's rsp: in the gate's stacks there is room, and on the host's
+// stack nothing lies below the rsp that the entry saved.
+
+sandbox_gate_exit:
+    push rax
+    push rbx
+    push rcx
+    push rdx
+    push rsi
+    push rdi
+    push rbp
+    push r8
+    push r9
+    push r10
+    push r11
+    push r12
+    push r13
+    push r14
+    push r15
+    mov rdi, [rsp + {FRAME_SIZE}]
+    mov rsi, rsp
+    test byte ptr [rsp + {FRAME_CS}], 3
+    jz sandbox_gate_from_privileged
+
+sandbox_gate_leave:                     // rdi = State, rsi = what to return
+    mov rax, [rdi + {HOST_CR3}]
+    mov cr3, rax
+    mov rax, cr2
+    mov [rdi + {CR2}], rax
+    mov rsp, [rdi + {HOST_RSP}]
+    popfq
+
+    mov eax, ds
+    cmp ax, word ptr [rdi + {HOST_DS}]
+    jne 5f
+1:  mov eax, es
+    cmp ax, word ptr [rdi + {HOST_ES}]
+    jne 6f
+2:  cmp dword ptr [rdi + {HAS_FSGSBASE}], 0
+    je 9f
+    rdfsbase rax
+    rdgsbase rdx
+    mov [rdi + {FS_BASE}], rax
+    mov [rdi + {GS_BASE}], rdx
+    mov eax, fs
+    cmp ax, word ptr [rdi + {HOST_FS}]
+    jne 7f
+3:  mov eax, gs
+    cmp ax, word ptr [rdi + {HOST_GS}]
+    jne 8f
+4:  mov rax, [rdi + {HOST_FS_BASE}]
+    mov rdx, [rdi + {HOST_GS_BASE}]
+    wrfsbase rax
+    wrgsbase rdx
+
+sandbox_gate_host_table:
+    lidt [rdi + {HOST_IDTR}]
+    mov rax, rsi
+    pop r15
+    pop r14
+    pop r13
+    pop r12
+    pop rbp
+    pop rbx
+    ret
+
+5:  mov ds, word ptr [rdi + {HOST_DS}]
+    jmp 1b
+6:  mov es, word ptr [rdi + {HOST_ES}]
+    jmp 2b
+7:  mov fs, word ptr [rdi + {HOST_FS}]
+    jmp 3b
+8:  mov gs, word ptr [rdi + {HOST_GS}]
+    jmp 4b
+
+// Without FSGSBASE: selectors first, since loading one changes the base; then the bases where they are not what
+// the selector left.
+9:  mov fs, word ptr [rdi + {HOST_FS}]
+    mov gs, word ptr [rdi + {HOST_GS}]
+    mov ecx, {IA32_FS_BASE}
+    mov r8, [rdi + {HOST_FS_BASE}]
+    call sandbox_gate_set_base
+    mov ecx, {IA32_GS_BASE}
+    mov r8, [rdi + {HOST_GS_BASE}]
+    call sandbox_gate_set_base
+    jmp sandbox_gate_host_table
+
+// Writes r8 to the base ecx unless it is there already: reading is cheap, writing serializes.
+sandbox_gate_set_base:
+    rdmsr
+    shl rdx, 32
+    or rax, rdx
+    cmp rax, r8
+    je 1f
+    mov rax, r8
+    mov rdx, r8
+    shr rdx, 32
+    wrmsr
+1:  ret
+
+// rdi = State, rsi = rsp = the frame of an exception that interrupted privileged code.
+sandbox_gate_from_privileged:
+    mov eax, {PENDING_NMI}
+    cmp dword ptr [rsi + {FRAME_VECTOR}], {NMI}
+    je 1f
+    mov eax, {PENDING_MACHINE_CHECK}
+    cmp dword ptr [rsi + {FRAME_VECTOR}], {MACHINE_CHECK}
+    jne sandbox_gate_fatal
+1:  or dword ptr [rdi + {PENDING}], eax
+    mov rax, [rsi + {FRAME_RIP}]
+    lea rcx, [rip + sandbox_gate_window]
+    cmp rax, rcx
+    jb 2f
+    lea rcx, [rip + sandbox_gate_window_end]
+    cmp rax, rcx
+    jae 2f
+    // The slow part of the entry lies between the two labels but begins with the host's table still loaded; an NMI that comes
+    // there is the host's and never gets here.
+    xor esi, esi
+    jmp sandbox_gate_leave
+
+2:  mov rax, [rsi + {FRAME_RSP}]
+    mov rcx, [rsi + {FRAME_RIP}]
+    mov [rax - 8], rcx
+    mov rcx, [rsi + {FRAME_RFLAGS}]
+    mov [rax - 16], rcx
+    mov rcx, [rsi + {FRAME_RAX}]
+    mov [rax - 24], rcx
+    sub rax, 24
+    mov [rsi + {FRAME_RAX}], rax
+    pop r15
+    pop r14
+    pop r13
+    pop r12
+    pop r11
+    pop r10
+    pop r9
+    pop r8
+    pop rbp
+    pop rdi
+    pop rsi
+    pop rdx
+    pop rcx
+    pop rbx
+    pop rsp
+    pop rax
+    popfq
+    ret
+
+// An exception of the gate's own: as much of the host as can be is put back, and the host is told.
+sandbox_gate_fatal:
+    mov rax, cr2
+    mov [rdi + {CR2}], rax
+    mov rax, [rdi + {HOST_CR3}]
+    mov cr3, rax
+    mov rsp, [rdi + {HOST_RSP}]
+    and rsp, -16
+    mov ecx, {IA32_GS_BASE}
+    mov r8, [rdi + {HOST_GS_BASE}]
+    call sandbox_gate_set_base
+    cld
+    lidt [rdi + {HOST_IDTR}]
+    call {fatal}
+    ud2
+
+// One stub per vector. Vectors 8, 10 to 14, 17, 21, 29 and 30 come with an error code (SDM 3, table 7-1; AMD APM 2, table 8-1).
+// `push imm32` is spelled out in bytes so that the operand is the number, whatever the assembler's syntax.
+.balign {STUB_SIZE}
+sandbox_gate_stubs:
+.set sandbox_gate_vector, 0
+.rept 256
+    .balign {STUB_SIZE}
+    .if (sandbox_gate_vector == 8) || ((sandbox_gate_vector >= 10) && (sandbox_gate_vector <= 14)) || (sandbox_gate_vector == 17) || (sandbox_gate_vector == 21) || (sandbox_gate_vector == 29) || (sandbox_gate_vector == 30)
+    .else
+    push 0
+    .endif
+    .byte 0x68
+    .long sandbox_gate_vector
+    jmp sandbox_gate_exit
+    .set sandbox_gate_vector, sandbox_gate_vector + 1
+.endr
+
+.balign 4096
+.global sandbox_gate_end
+sandbox_gate_end:
+
+// What follows is ordinary text: the first is executed by sandboxes, the second by the host.
+.section .text.sandbox_mode, "ax", @progbits
+
+// Where sandboxed code begins: rsi = the function, rdi = its argument, rsp aligned to 16. A return becomes a call of the host
+// with number 0. Were control to come back from that, it would do it again.
+.balign 16
+.global sandbox_gate_launch
+sandbox_gate_launch:
+    call rsi
+1:  xor eax, eax
+    int {CALL_VECTOR}
+    jmp 1b
+
+// Lets the host's own handler run for vector n: the interrupt shadow of sti covers the int, so nothing comes between, and the
+// handler finds interrupts on in the frame, as they were.
+.balign 16
+.global sandbox_gate_forward
+sandbox_gate_forward:
+.set sandbox_gate_vector, 0
+.rept 256
+    sti
+    .byte 0xcd, sandbox_gate_vector
+    ret
+    .set sandbox_gate_vector, sandbox_gate_vector + 1
+.endr
+.text

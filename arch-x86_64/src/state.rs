@@ -1,0 +1,233 @@
+//! The register table: every piece of CPU state that unprivileged code can read, change or be affected by, and what a run does
+//! with it.
+//!
+//! | state | on entry | on exit | where |
+//! | --- | --- | --- | --- |
+//! | general registers, RIP, RSP | the sandbox's; zero at the start of a call except argument and function | callee-saved ones popped, the rest the compiler's | enter.s, exit.s |
+//! | RFLAGS: arithmetic flags, DF, AC, TF | the sandbox's own; clear at the start of a call | popfq of the host's | enter.s, exit.s |
+//! | RFLAGS: IF | the caller's | as the caller had it | [`sandbox_flags`] |
+//! | RFLAGS: IOPL, NT, RF, VM, VIF, VIP, ID | clear | popfq of the host's | [`sandbox_flags`] |
+//! | CS, SS | the gate's own flat ring-3 segments, every time | loaded by the exception; SS is null, as the CPU leaves it | enter.s |
+//! | DS, ES, FS, GS selectors | what of the host's iretq lets through | compared with the host's, reloaded if changed | exit.s |
+//! | FS and GS base | the sandbox's own, zero at first | the host's, before its exception table is back | enter.s, exit.s |
+//! | KERNEL_GS_BASE | out of reach: swapgs is privileged, and the gate never executes it | - | - |
+//! | CR3 | the view | the host's, read at this entry | enter.s, exit.s |
+//! | IDTR | the gate's table | the host's, read at this entry | enter.s, exit.s |
+//! | CR2 | a host address may be there; not readable | what the sandbox's last fault left; only a #PF handler reads it | exit.s |
+//! | GDTR, TR | the host's, installed by `start_cpu`; checked at each entry | unchanged | lib.rs |
+//! | LDTR | null | the host's, if it was not null | [`Closed`] |
+//! | I/O permissions | none: IOPL 0, and the task state's limit ends before any bitmap | - | start.rs |
+//! | SYSCALL | undefined: EFER.SCE is cleared if the host had it at `start_cpu` | EFER back | [`Closed`] |
+//! | SYSENTER | general protection: IA32_SYSENTER_CS is 0 during the run if it wasn't at `start_cpu` | back | [`Closed`] |
+//! | x87, MMX, SSE, AVX, AMX, MXCSR, XCR0-managed state | CR0.TS and MP are set: the first use traps | CR0 back | [`Closed`] |
+//! | PKRU | the sandbox's own (0 at first), if CR4.PKE | the host's | [`Closed`] |
+//! | DR0 to DR7 | DR7 cleared if anything was armed: the host's breakpoints don't fire in the run or the gate | DR7 back | [`Closed`] |
+//! | DR6 | - | BS, set by the sandbox's own single step, is cleared | lib.rs |
+//! | TSC, TSC_AUX, CPUID, XGETBV, RDPMC, RDRAND | as the host configured them (CR4.TSD, CR4.PCE) | read-only | - |
+//! | SGDT, SIDT, SLDT, STR, SMSW | as the host configured them (CR4.UMIP) | read-only; they name the gate's addresses | - |
+//! | MONITOR/MWAIT, VMCALL, UMWAIT | undefined or bounded by the host's settings; an interrupt ends any wait | - | - |
+//! | TLB | entries of the view are not global: the next root switch drops them | - | enter.s, exit.s |
+
+use sandbox_core::Error;
+use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags, Efer, EferFlags};
+use x86_64::registers::model_specific::Msr;
+use x86_64::registers::rflags::RFlags;
+
+use crate::registers::Registers;
+
+/// Flags of the sandbox's that a resumed run keeps.
+const KEPT_FLAGS: RFlags = RFlags::CARRY_FLAG
+    .union(RFlags::PARITY_FLAG)
+    .union(RFlags::AUXILIARY_CARRY_FLAG)
+    .union(RFlags::ZERO_FLAG)
+    .union(RFlags::SIGN_FLAG)
+    .union(RFlags::OVERFLOW_FLAG)
+    .union(RFlags::DIRECTION_FLAG)
+    .union(RFlags::ALIGNMENT_CHECK)
+    .union(RFlags::TRAP_FLAG);
+/// Bit 1 of RFLAGS reads as 1 (SDM 1, figure 3-8).
+const FLAG_ONE: u64 = 1 << 1;
+
+/// The flags to run with: what the sandbox may choose of `flags`, and the caller's interrupt flag.
+pub(crate) fn sandbox_flags(flags: u64, interrupts: bool) -> u64 {
+    let enabled = if interrupts { RFlags::INTERRUPT_FLAG.bits() } else { 0 };
+    flags & KEPT_FLAGS.bits() | FLAG_ONE | enabled
+}
+
+const SYSENTER_CS: u32 = 0x174;
+/// Bits of DR7 that arm a breakpoint or protect the debug registers (SDM 3, section 19.2.4).
+const DR7_ARMED: u64 = 0xff | 1 << 13;
+/// DR7 with nothing armed; bit 10 is fixed.
+const DR7_CLEAR: u64 = 1 << 10;
+
+/// What the host had on when this CPU was started, that a run must close and whose MSRs are too slow to ask at each entry.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(crate) struct Closures {
+    syscall: bool,
+    sysenter: bool,
+}
+
+impl Closures {
+    /// Looks at this CPU.
+    pub(crate) fn find() -> Result<Closures, Error> {
+        // SAFETY: IA32_SYSENTER_CS exists wherever long mode does; reading has no effect.
+        let sysenter = unsafe { Msr::new(SYSENTER_CS).read() } as u16 != 0;
+        Ok(Closures { syscall: Efer::read().contains(EferFlags::SYSTEM_CALL_EXTENSIONS), sysenter })
+    }
+
+    fn any(self) -> bool {
+        self.syscall || self.sysenter
+    }
+}
+
+fn read_dr7() -> u64 {
+    let value: u64;
+    // SAFETY: reading DR7 is possible in ring 0 unless DR7.GD is set, and then raises #DB in the host as any other access would.
+    unsafe { core::arch::asm!("mov {}, dr7", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+fn write_dr7(value: u64) {
+    // SAFETY: the value is one that was read from DR7, or arms nothing.
+    unsafe { core::arch::asm!("mov dr7, {}", in(reg) value, options(nomem, nostack, preserves_flags)) };
+}
+
+fn read_pkru() -> u32 {
+    let value: u32;
+    // SAFETY: called with CR4.PKE on.
+    unsafe { core::arch::asm!("rdpkru", in("ecx") 0, out("eax") value, out("edx") _, options(nomem, nostack)) };
+    value
+}
+
+fn write_pkru(value: u32) {
+    // SAFETY: called with CR4.PKE on; protection keys concern user pages only, which privileged code of a HAL's host does not
+    // rely on.
+    unsafe { core::arch::asm!("wrpkru", in("ecx") 0, in("eax") value, in("edx") 0, options(nostack)) };
+}
+
+fn read_ldtr() -> u16 {
+    let selector: u16;
+    // SAFETY: reading LDTR has no effect.
+    unsafe { core::arch::asm!("sldt {:x}", out(reg) selector, options(nomem, nostack, preserves_flags)) };
+    selector
+}
+
+/// # Safety
+///
+/// 1. `selector` is null or was read from LDTR under the same descriptor table.
+unsafe fn write_ldtr(selector: u16) {
+    // SAFETY: (1).
+    unsafe { core::arch::asm!("lldt {:x}", in(reg) selector, options(nostack, preserves_flags)) };
+}
+
+/// What was closed for a run and must be opened after it. Interrupts are masked from `close` to `open`, and an NMI handler of
+/// the host's may run with any of this closed: none of it concerns privileged code.
+pub(crate) struct Closed {
+    cr0: Option<Cr0Flags>,
+    dr7: Option<u64>,
+    ldtr: u16,
+    pkru: Option<u32>,
+    efer: Option<EferFlags>,
+    sysenter: Option<u64>,
+}
+
+impl Closed {
+    /// Closes what the host has open.
+    ///
+    /// # Safety
+    ///
+    /// 1. Interrupts are masked, in ring 0, until [`open`](Closed::open).
+    pub(crate) unsafe fn close(closures: Closures, registers: &Registers) -> Closed {
+        let mut closed = Closed { cr0: None, dr7: None, ldtr: read_ldtr(), pkru: None, efer: None, sysenter: None };
+        let cr0 = Cr0::read();
+        let trap = Cr0Flags::TASK_SWITCHED | Cr0Flags::MONITOR_COPROCESSOR;
+        if !cr0.contains(trap) {
+            closed.cr0 = Some(cr0);
+            // SAFETY: setting TS and MP makes floating point trap and changes nothing else; (1) nobody else sees it.
+            unsafe { Cr0::write(cr0 | trap) };
+        }
+        let dr7 = read_dr7();
+        if dr7 & DR7_ARMED != 0 {
+            closed.dr7 = Some(dr7);
+            write_dr7(DR7_CLEAR);
+        }
+        if closed.ldtr != 0 {
+            // SAFETY: (1) null.
+            unsafe { write_ldtr(0) };
+        }
+        if Cr4::read().contains(Cr4Flags::PROTECTION_KEY_USER) {
+            closed.pkru = Some(read_pkru());
+            write_pkru(registers.pkru);
+        }
+        if closures.any() {
+            // SAFETY: (1) of this function.
+            unsafe { closed.close_calls(closures) };
+        }
+        closed
+    }
+
+    /// # Safety
+    ///
+    /// 1. As [`close`](Closed::close).
+    #[cold]
+    unsafe fn close_calls(&mut self, closures: Closures) {
+        if closures.syscall {
+            let efer = Efer::read();
+            self.efer = Some(efer);
+            // SAFETY: clearing SCE makes SYSCALL undefined and changes nothing else.
+            unsafe { Efer::write(efer - EferFlags::SYSTEM_CALL_EXTENSIONS) };
+        }
+        if closures.sysenter {
+            let mut msr = Msr::new(SYSENTER_CS);
+            // SAFETY: a null selector makes SYSENTER fault (SDM 2, SYSENTER) and changes nothing else.
+            unsafe {
+                self.sysenter = Some(msr.read());
+                msr.write(0);
+            }
+        }
+    }
+
+    /// Opens it again, keeping what of it is the sandbox's own.
+    ///
+    /// # Safety
+    ///
+    /// 1. On the CPU of [`close`](Closed::close), with interrupts masked since.
+    pub(crate) unsafe fn open(self, registers: &mut Registers) {
+        // SAFETY: each value was read by `close` on this CPU, and interrupts were masked since: the host has not changed it.
+        unsafe {
+            if let Some(cr0) = self.cr0 {
+                Cr0::write(cr0);
+            }
+            if let Some(dr7) = self.dr7 {
+                write_dr7(dr7);
+            }
+            if self.ldtr != 0 {
+                write_ldtr(self.ldtr);
+            }
+            if let Some(pkru) = self.pkru {
+                registers.pkru = read_pkru();
+                write_pkru(pkru);
+            }
+            if let Some(efer) = self.efer {
+                Efer::write(efer);
+            }
+            if let Some(sysenter) = self.sysenter {
+                Msr::new(SYSENTER_CS).write(sysenter);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sandbox_chooses_only_harmless_flags() {
+        assert_eq!(sandbox_flags(0, false), 2);
+        assert_eq!(sandbox_flags(0, true), 0x202);
+        assert_eq!(sandbox_flags(u64::MAX, false) & !0x4_0dd5, 2);
+        assert_eq!(sandbox_flags(u64::MAX, true) & 0x3000, 0);
+    }
+}
