@@ -21,6 +21,10 @@ use crate::registers::Frame as RegisterFrame;
 use crate::state::Closures;
 
 /// What the HAL needs to know of a CPU when it starts there.
+///
+/// Starting a CPU with it also says that the host maps no page global that unprivileged code may use: such a translation would
+/// outlive the switch to a view. (Global pages for privileged code are harmless: they make a spurious fault at
+/// most.) And that the host has set EFER.SCE and IA32_SYSENTER_CS as they will stay, on this CPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct CpuConfig {
