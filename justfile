@@ -41,7 +41,7 @@ demo *FILES: _runner
     status=0
     for target in {{ x86 }} {{ arm }}; do
         echo "== demo for $target"
-        {{ runner }} "$CARGO_TARGET_DIR/$target/release/demo" --cpu max --directory "$folder" -- "$@" || status=1
+        {{ runner }} "$CARGO_TARGET_DIR/$target/release/demo" --cpu max --icount --timeout 300 --directory "$folder" -- "$@" || status=1
     done
     exit $status
 
@@ -123,12 +123,12 @@ _boots target: _runner
     cargo build --quiet --target {{ target }} -p conformance --bin conformance -p hello --bin hello
     cargo build --quiet --target {{ target }} -p platform-qemu --example boot
     cargo build --quiet --target {{ target }} --release -p demo --bin demo
-    @cd "$CARGO_TARGET_DIR/{{ target }}" && {{ runner }} suite \
+    @sha256=$(cat {{ files }}/picture.png.sha256) && cd "$CARGO_TARGET_DIR/{{ target }}" && {{ runner }} suite \
         debug/conformance --suite conformance --timeout 300 -- \
         debug/conformance --suite conformance --timeout 300 --cpu max -- \
         debug/examples/boot --expect ok -- \
         debug/examples/boot --expect ok --cpu max -- \
         debug/hello -- \
         debug/hello --cpu max -- \
-        release/demo --directory {{ files }} picture.png certificate.der -- \
-        release/demo --directory {{ files }} picture.png certificate.der --cpu max
+        release/demo --icount --directory {{ files }} --expect "$sha256" picture.png certificate.der -- \
+        release/demo --icount --directory {{ files }} --expect "$sha256" picture.png certificate.der --cpu max

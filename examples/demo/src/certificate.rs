@@ -56,15 +56,9 @@ fn problem(error: Error) -> Problem {
         ErrorKind::TagUnknown { .. } => Problem::UnknownTag,
         ErrorKind::TagNumberInvalid | ErrorKind::TagModeUnknown => Problem::BadTag,
         ErrorKind::DateTime
-        | ErrorKind::Length {
-            tag: Tag::UtcTime | Tag::GeneralizedTime,
-        }
-        | ErrorKind::Value {
-            tag: Tag::UtcTime | Tag::GeneralizedTime,
-        } => Problem::BadDate,
-        ErrorKind::Length { .. } | ErrorKind::IndefiniteLength | ErrorKind::Overflow => {
-            Problem::BadLength
-        }
+        | ErrorKind::Length { tag: Tag::UtcTime | Tag::GeneralizedTime }
+        | ErrorKind::Value { tag: Tag::UtcTime | Tag::GeneralizedTime } => Problem::BadDate,
+        ErrorKind::Length { .. } | ErrorKind::IndefiniteLength | ErrorKind::Overflow => Problem::BadLength,
         ErrorKind::Overlength => Problem::CertificateTooLong,
         ErrorKind::Noncanonical { .. } | ErrorKind::SetOrdering => Problem::NotCanonical,
         ErrorKind::Value { .. } => Problem::BadValue,

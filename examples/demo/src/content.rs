@@ -38,11 +38,7 @@ impl Content {
         } else if let Some((header, body)) = sequence_header(file)
             && file.get(header) == Some(&SEQUENCE)
         {
-            if body == file.len() - header {
-                Self::Certificate
-            } else {
-                Self::CertificateOfWrongLength
-            }
+            if body == file.len() - header { Self::Certificate } else { Self::CertificateOfWrongLength }
         } else if is_pem_certificate(file) {
             Self::Pem
         } else {
@@ -55,18 +51,11 @@ impl Content {
         match self {
             Self::Png | Self::Certificate => None,
             Self::Empty => Some("the file is empty"),
-            Self::CertificateOfWrongLength => Some(
-                "this begins like a certificate in DER, but its length isn't the file's: \
-                 the file is cut off, or has more in it than one certificate",
-            ),
-            Self::Pem => Some(
-                "this is a certificate in PEM: convert it to DER with \
-                 `openssl x509 -in FILE -outform DER -out FILE.der`",
-            ),
-            Self::Other => Some(
-                "this kind of file isn't supported: the demo reads PNG pictures and X.509 \
-                 certificates in DER, and knows them by their content, not by the file's name",
-            ),
+            Self::CertificateOfWrongLength => {
+                Some("begins like a certificate, but is cut off or goes on behind its end")
+            }
+            Self::Pem => Some("a certificate in PEM: make it DER with `openssl x509 -outform DER`"),
+            Self::Other => Some("by its content neither a PNG picture nor an X.509 certificate in DER"),
         }
     }
 }
@@ -97,11 +86,8 @@ fn sequence_header(file: &[u8]) -> Option<(usize, usize)> {
 
 /// Whether a line near the file's start opens a certificate in PEM.
 fn is_pem_certificate(file: &[u8]) -> bool {
-    const LABELS: [&[u8]; 3] = [
-        b"-----BEGIN CERTIFICATE-----",
-        b"-----BEGIN TRUSTED CERTIFICATE-----",
-        b"-----BEGIN X509 CERTIFICATE-----",
-    ];
+    const LABELS: [&[u8]; 3] =
+        [b"-----BEGIN CERTIFICATE-----", b"-----BEGIN TRUSTED CERTIFICATE-----", b"-----BEGIN X509 CERTIFICATE-----"];
     file[..file.len().min(PEM_SEARCH_BYTES)]
         .split(|&byte| byte == b'\n' || byte == b'\r')
         .map(<[u8]>::trim_ascii)

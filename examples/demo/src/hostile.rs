@@ -29,9 +29,7 @@ pub struct Target {
 impl Target {
     /// The memory of a value.
     pub fn at<T: ?Sized>(value: *const T) -> Self {
-        Self {
-            address: value.cast::<u8>().expose_provenance() as u64,
-        }
+        Self { address: value.cast::<u8>().expose_provenance() as u64 }
     }
 }
 

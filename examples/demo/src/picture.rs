@@ -68,15 +68,8 @@ const RGBA_BYTES: u32 = 4;
 
 impl PictureHeader {
     fn from_image(image: &ImageHeader, png: &[u8]) -> Self {
-        let kept_as_it_is = matches!(
-            (image.color_type(), image.bit_depth()),
-            (ColorType::Rgb, BitDepth::Eight)
-        );
-        let needed = if kept_as_it_is {
-            image.required_bytes()
-        } else {
-            image.required_bytes_rgba8bpc()
-        };
+        let kept_as_it_is = matches!((image.color_type(), image.bit_depth()), (ColorType::Rgb, BitDepth::Eight));
+        let needed = if kept_as_it_is { image.required_bytes() } else { image.required_bytes_rgba8bpc() };
         Self {
             needed_bytes: needed as u64,
             width: image.width(),
@@ -120,18 +113,13 @@ impl PictureHeader {
 
     /// The kind of colours in the file.
     pub fn colour(&self) -> Result<Colour, Problem> {
-        Colour::ALL
-            .into_iter()
-            .find(|&colour| colour as u32 == self.colour)
-            .ok_or(Problem::BadAnswer)
+        Colour::ALL.into_iter().find(|&colour| colour as u32 == self.colour).ok_or(Problem::BadAnswer)
     }
 
     /// What the pixels don't show of the file.
     pub fn notes(&self) -> impl Iterator<Item = Note> + use<> {
         let notes = self.notes;
-        Note::ALL
-            .into_iter()
-            .filter(move |&note| notes & note.bit() != 0)
+        Note::ALL.into_iter().filter(move |&note| notes & note.bit() != 0)
     }
 
     /// Bytes of the decoded pixels.
@@ -144,9 +132,7 @@ impl PictureHeader {
         }
         [self.height, self.channels]
             .into_iter()
-            .try_fold(self.width as usize, |product, factor| {
-                product.checked_mul(factor as usize)
-            })
+            .try_fold(self.width as usize, |product, factor| product.checked_mul(factor as usize))
             .ok_or(Problem::BadAnswer)
     }
 }
@@ -200,8 +186,9 @@ impl<'a> Picture<'a> {
         let index = (y * self.width + x) * self.channels;
         match self.pixels.get(index..index + self.channels) {
             Some(&[red, green, blue]) => [red, green, blue],
-            Some(&[red, green, blue, alpha]) => [red, green, blue]
-                .map(|value| (u16::from(value) * u16::from(alpha) / u16::from(u8::MAX)) as u8),
+            Some(&[red, green, blue, alpha]) => {
+                [red, green, blue].map(|value| (u16::from(value) * u16::from(alpha) / u16::from(u8::MAX)) as u8)
+            }
             _ => [0; 3],
         }
     }
@@ -224,13 +211,7 @@ pub enum Colour {
 }
 
 impl Colour {
-    const ALL: [Self; 5] = [
-        Self::Grey,
-        Self::GreyAlpha,
-        Self::Rgb,
-        Self::Rgba,
-        Self::Palette,
-    ];
+    const ALL: [Self; 5] = [Self::Grey, Self::GreyAlpha, Self::Rgb, Self::Rgba, Self::Palette];
 }
 
 impl From<ColorType> for Colour {
@@ -270,11 +251,7 @@ pub enum Note {
 }
 
 impl Note {
-    const ALL: [Self; 3] = [
-        Self::CutTo8Bits,
-        Self::TransparentColourIgnored,
-        Self::FirstPictureOnly,
-    ];
+    const ALL: [Self; 3] = [Self::CutTo8Bits, Self::TransparentColourIgnored, Self::FirstPictureOnly];
 
     const fn bit(self) -> u32 {
         1 << self as u32

@@ -10,9 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Answer of a sandboxed parser; any bit pattern is valid.
 #[repr(C)]
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Status {
     /// 0 for success, otherwise the number of a [`Problem`].
     code: u32,
@@ -26,18 +24,12 @@ impl Status {
 
     /// The status for a problem at an unknown place.
     pub const fn of(problem: Problem) -> Self {
-        Self {
-            code: problem as u32,
-            place: 0,
-        }
+        Self { code: problem as u32, place: 0 }
     }
 
     /// The status for a problem at an offset in the file.
     pub const fn at(problem: Problem, offset: u32) -> Self {
-        Self {
-            code: problem as u32,
-            place: offset.saturating_add(1),
-        }
+        Self { code: problem as u32, place: offset.saturating_add(1) }
     }
 
     /// Success, or the problem.
@@ -96,18 +88,18 @@ macro_rules! problems {
 problems! {
     // Answers that no well-behaved parser gives.
     Unlisted = 1, "the sandboxed function answered with a code that isn't on the list";
-    BadAnswer = 2, "the sandboxed function said that it succeeded, but its output makes no sense";
+    BadAnswer = 2, "the sandboxed function reports success, but its output makes no sense";
     GotAway = 3, "the hostile function did what it wanted and returned";
 
     // Limits.
-    Interlaced = 10, "limit: the picture is interlaced (Adam7), and minipng decodes pictures without interlacing only";
+    Interlaced = 10, "limit: the picture is interlaced (Adam7), which minipng doesn't decode";
     UnknownChunk = 11, "limit: the picture has a critical chunk that minipng doesn't know";
     PictureTooLarge = 12, "limit: the pixels don't fit into the address space";
     BufferTooSmall = 13, "limit: the pixels need more memory than the demo lends to a sandbox";
     CertificateTooLong = 14, "limit: the file is longer than der reads (4 GiB)";
     SerialTooLong = 15, "limit: the certificate's serial number is longer than 40 bytes";
-    UnknownTag = 16, "limit: a part of the certificate is of a type that der doesn't know (such as UniversalString)";
-    BadDate = 17, "limit: a date of the certificate isn't one that der reads (1970 to 9999, in UTC, with seconds)";
+    UnknownTag = 16, "limit: a part of the certificate is of a type that der doesn't know";
+    BadDate = 17, "limit: a date isn't one that der reads (1970 to 9999, UTC, with seconds)";
     TooDeep = 18, "limit: the data is nested deeper than der follows (64 levels)";
 
     // Damaged pictures, in the order of minipng's errors.
@@ -115,7 +107,7 @@ problems! {
     NotPng = 31, "the file has no PNG signature";
     BadHeader = 32, "the picture's header (IHDR) is invalid";
     BadBlockType = 33, "the compressed pixels have a block of an invalid type";
-    BadStoredLength = 34, "a stored block of the compressed pixels disagrees with itself about its length";
+    BadStoredLength = 34, "a stored block of the compressed pixels contradicts itself on its length";
     TooMuchData = 35, "the compressed pixels expand to more than the picture's size";
     BlockCutOff = 36, "a block of the compressed pixels ends too early";
     BadZlibHeader = 37, "the compressed pixels don't begin with a valid zlib header";
@@ -127,7 +119,7 @@ problems! {
     BadTransparency = 43, "the picture's transparency (tRNS) is invalid";
     NoPixels = 44, "the picture has no pixels (no IDAT chunk)";
     BadChecksum = 45, "the pixels don't match their checksum (Adler-32): the file is damaged";
-    BadChunkSize = 46, "a chunk of the picture is larger than the file";
+    BadChunkSize = 46, "a chunk of the picture is longer than the file: it is cut off or damaged";
     TooFewData = 47, "the file is too small to contain a picture of the size that it claims";
     PictureRefused = 48, "minipng refused the picture for a reason that the demo doesn't know";
 
@@ -148,10 +140,7 @@ problems! {
 impl Problem {
     /// The text for people.
     pub fn text(self) -> &'static str {
-        TABLE
-            .iter()
-            .find(|&&(problem, _)| problem == self)
-            .map_or("", |&(_, text)| text)
+        TABLE.iter().find(|&&(problem, _)| problem == self).map_or("", |&(_, text)| text)
     }
 
     /// Whether the file may be fine and the parser just doesn't do this.

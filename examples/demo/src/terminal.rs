@@ -21,33 +21,27 @@ pub struct Terminal {
 
 impl Terminal {
     /// Not a terminal, or none that shows colours: nothing is drawn.
-    pub const NONE: Self = Self {
-        columns: 0,
-        rows: 0,
-    };
+    pub const NONE: Self = Self { columns: 0, rows: 0 };
+
+    /// What a picture takes of a terminal's rows at most: those around it are worth seeing too.
+    pub(crate) const ROWS: usize = 32;
 
     /// Larger ones are used up to here only.
-    const MAX: Self = Self {
-        columns: 400,
-        rows: 200,
-    };
+    const MAX: Self = Self { columns: 400, rows: 200 };
 
     /// A terminal with room for a picture of that many characters.
     pub fn new(columns: usize, rows: usize) -> Self {
-        Self {
-            columns: columns.min(Self::MAX.columns),
-            rows: rows.min(Self::MAX.rows),
-        }
+        Self { columns: columns.min(Self::MAX.columns), rows: rows.min(Self::MAX.rows) }
     }
 
-    /// From a setting such as `80x24`; anything else is [`Terminal::NONE`].
-    pub fn from_setting(setting: &[u8]) -> Self {
-        let parse = || {
-            let text = str::from_utf8(setting).ok()?.trim();
-            let (columns, rows) = text.split_once('x')?;
-            Some(Self::new(columns.parse().ok()?, rows.parse().ok()?))
-        };
-        parse().unwrap_or(Self::NONE)
+    /// The one that a kernel's arguments tell of: `color=1 columns=80` among other words. Without both, or with a number
+    /// that is none, [`Terminal::NONE`].
+    pub fn from_arguments(arguments: &str) -> Self {
+        let value = |name| arguments.split_whitespace().find_map(|word| word.strip_prefix(name));
+        match (value("color="), value("columns=").map(str::parse)) {
+            (Some("1"), Some(Ok(columns))) => Self::new(columns, Self::ROWS),
+            _ => Self::NONE,
+        }
     }
 
     /// Whether anything is drawn at all.
@@ -61,11 +55,7 @@ impl Terminal {
             return Ok(());
         }
         let (width, height) = self.fit(picture.width(), picture.height());
-        let scaled = Scaled {
-            picture,
-            width,
-            height,
-        };
+        let scaled = Scaled { picture, width, height };
         for upper in (0..height).step_by(PIXELS_PER_CELL) {
             let mut colours = Colours::default();
             for x in 0..width {

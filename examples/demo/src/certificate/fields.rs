@@ -56,11 +56,7 @@ impl Name {
 
 impl Default for Name {
     fn default() -> Self {
-        Self {
-            len: 0,
-            cut: 0,
-            bytes: [0; NAME_BYTES],
-        }
+        Self { len: 0, cut: 0, bytes: [0; NAME_BYTES] }
     }
 }
 
@@ -119,11 +115,7 @@ pub struct Serial {
 impl Serial {
     pub(super) fn new(number: &[u8]) -> Result<Self, Problem> {
         let mut serial = Self::default();
-        serial
-            .bytes
-            .get_mut(..number.len())
-            .ok_or(Problem::SerialTooLong)?
-            .copy_from_slice(number);
+        serial.bytes.get_mut(..number.len()).ok_or(Problem::SerialTooLong)?.copy_from_slice(number);
         serial.len = number.len() as u32;
         Ok(serial)
     }
@@ -137,10 +129,7 @@ impl Serial {
 
 impl Default for Serial {
     fn default() -> Self {
-        Self {
-            len: 0,
-            bytes: [0; SERIAL_BYTES],
-        }
+        Self { len: 0, bytes: [0; SERIAL_BYTES] }
     }
 }
 
@@ -207,18 +196,7 @@ impl fmt::Display for Moment {
         if !self.is_plausible() {
             return f.write_str("(not a date)");
         }
-        let Self {
-            year,
-            month,
-            day,
-            hour,
-            minute,
-            second,
-            unused: _,
-        } = self;
-        write!(
-            f,
-            "{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC"
-        )
+        let Self { year, month, day, hour, minute, second, unused: _ } = self;
+        write!(f, "{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
     }
 }

@@ -6,8 +6,7 @@
 use core::fmt::{self, Write};
 
 use der::asn1::{
-    AnyRef, GeneralStringRef, Ia5StringRef, ObjectIdentifier, PrintableStringRef, SequenceRef,
-    Utf8StringRef,
+    AnyRef, GeneralStringRef, Ia5StringRef, ObjectIdentifier, PrintableStringRef, SequenceRef, Utf8StringRef,
 };
 use der::{Decode as _, Reader as _, SliceReader, Tag, Tagged as _};
 
@@ -73,12 +72,7 @@ fn write_value(text: &mut NameWriter, value: AnyRef<'_>) -> Result<(), Problem> 
             text.write_value(value.decode_as::<Utf8StringRef<'_>>()?.as_str().chars());
         }
         Tag::PrintableString => {
-            text.write_value(
-                value
-                    .decode_as::<PrintableStringRef<'_>>()?
-                    .as_str()
-                    .chars(),
-            );
+            text.write_value(value.decode_as::<PrintableStringRef<'_>>()?.as_str().chars());
         }
         Tag::Ia5String => {
             text.write_value(value.decode_as::<Ia5StringRef<'_>>()?.as_str().chars());
@@ -98,9 +92,7 @@ fn write_value(text: &mut NameWriter, value: AnyRef<'_>) -> Result<(), Problem> 
                 return Err(Problem::BadText);
             }
             let units = pairs.iter().map(|&pair| u16::from_be_bytes(pair));
-            text.write_value(
-                char::decode_utf16(units).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)),
-            );
+            text.write_value(char::decode_utf16(units).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)));
         }
         _ => {
             let _ = text.write_char('#');

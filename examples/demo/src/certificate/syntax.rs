@@ -3,9 +3,7 @@
 //! What the demo doesn't show (keys, signatures, extensions) is kept as undecoded parts. Only
 //! decoders are derived: nothing is written as DER.
 
-use der::asn1::{
-    AnyRef, BitStringRef, GeneralizedTime, IntRef, ObjectIdentifier, SequenceRef, UtcTime,
-};
+use der::asn1::{AnyRef, BitStringRef, GeneralizedTime, IntRef, ObjectIdentifier, SequenceRef, UtcTime};
 use der::{Choice, DateTime, DecodeValue, Sequence};
 
 /// A whole certificate.

@@ -76,10 +76,7 @@ fn sample_has_the_expected_fields() {
     let name = "C=US, O=Internet Security Research Group, CN=ISRG Root X1";
     assert_eq!(fields.subject.to_string(), name);
     assert_eq!(fields.issuer.to_string(), name);
-    assert_eq!(
-        fields.serial.to_string(),
-        "82:10:cf:b0:d2:40:e3:59:44:63:e0:bb:63:82:8b:00"
-    );
+    assert_eq!(fields.serial.to_string(), "82:10:cf:b0:d2:40:e3:59:44:63:e0:bb:63:82:8b:00");
     assert_eq!(fields.not_before.to_string(), "2015-06-04 11:04:38 UTC");
     assert_eq!(fields.not_after.to_string(), "2035-06-04 11:04:38 UTC");
     assert_eq!(fields.version, 3);
@@ -107,19 +104,9 @@ fn every_kind_of_string_is_read() {
 #[test]
 fn parts_of_names_are_kept_apart() {
     assert_eq!(with_subject(b"").as_deref(), Ok("(no name)"));
-    assert_eq!(
-        with_name(0x0c, b"#a, O=Other+C=X\\").as_deref(),
-        Ok("CN=\\#a\\, O=Other\\+C=X\\\\")
-    );
-    let parts = [
-        attribute(COMMON_NAME, 0x0c, b"a"),
-        attribute(UNKNOWN_KIND, 0x0c, b"b"),
-    ]
-    .concat();
-    assert_eq!(
-        with_subject(&tlv(0x31, &[&parts])).as_deref(),
-        Ok("CN=a + 2.5.4.127=b")
-    );
+    assert_eq!(with_name(0x0c, b"#a, O=Other+C=X\\").as_deref(), Ok("CN=\\#a\\, O=Other\\+C=X\\\\"));
+    let parts = [attribute(COMMON_NAME, 0x0c, b"a"), attribute(UNKNOWN_KIND, 0x0c, b"b")].concat();
+    assert_eq!(with_subject(&tlv(0x31, &[&parts])).as_deref(), Ok("CN=a + 2.5.4.127=b"));
 }
 
 #[test]
@@ -153,19 +140,13 @@ fn serial_numbers_and_dates_have_limits() {
     assert_eq!(problem(&[1], b"2001020304Z"), Problem::BadDate);
     assert_eq!(problem(&[1], b"201302030405Z"), Problem::BadDate);
     assert_eq!(problem(&[1], b"500102030405Z"), Problem::BadDate);
-    assert_eq!(
-        with(&[1], good).unwrap().not_before.to_string(),
-        "2020-01-02 03:04:05 UTC"
-    );
+    assert_eq!(with(&[1], good).unwrap().not_before.to_string(), "2020-01-02 03:04:05 UTC");
 }
 
 #[test]
 fn other_files_give_their_problem() {
     assert_eq!(read_all(b"").unwrap_err(), Problem::CertificateCutOff);
-    assert_eq!(
-        read_all(b"\x02\x01\x01").unwrap_err(),
-        Problem::UnexpectedTag
-    );
+    assert_eq!(read_all(b"\x02\x01\x01").unwrap_err(), Problem::UnexpectedTag);
     let longer = [files::CERTIFICATE, b"\0"].concat();
     assert_eq!(read_all(&longer).unwrap_err(), Problem::TrailingData);
     assert!(read_all(files::PICTURE).is_err());
@@ -201,18 +182,14 @@ fn flipped_bits_give_an_answer() {
 fn any_bytes_are_fields_that_do_no_harm() {
     let mut numbers = Numbers(0x5eed_0004);
     for _ in 0..2000 {
-        let bytes: Vec<u8> = (0..size_of::<CertificateFields>())
-            .map(|_| numbers.below(256) as u8)
-            .collect();
+        let bytes: Vec<u8> = (0..size_of::<CertificateFields>()).map(|_| numbers.below(256) as u8).collect();
         assert_harmless(&CertificateFields::read_from_bytes(&bytes).unwrap());
     }
 }
 
 /// Prints everything that the kernel prints.
 fn assert_harmless(fields: &CertificateFields) {
-    let text = format!(
-        "{} {} {} {} {}",
-        fields.subject, fields.issuer, fields.serial, fields.not_before, fields.not_after
-    );
+    let text =
+        format!("{} {} {} {} {}", fields.subject, fields.issuer, fields.serial, fields.not_before, fields.not_after);
     assert!(!text.chars().any(char::is_control), "{text:?}");
 }

@@ -6,12 +6,7 @@ use crate::content::Content;
 #[test]
 fn files_are_known_by_their_content() {
     assert_eq!(Content::of(b""), Content::Empty);
-    for picture in [
-        files::PICTURE,
-        files::CORRUPT,
-        files::INTERLACED,
-        files::PANIC,
-    ] {
+    for picture in [files::PICTURE, files::CORRUPT, files::INTERLACED, files::PANIC] {
         assert_eq!(Content::of(picture), Content::Png);
     }
     assert_eq!(Content::of(files::CERTIFICATE), Content::Certificate);
@@ -26,11 +21,7 @@ fn a_certificate_of_the_wrong_length_is_told() {
     let longer = [files::CERTIFICATE, b"\n"].concat();
     assert_eq!(Content::of(&longer), Content::CertificateOfWrongLength);
     for len in 1..files::CERTIFICATE.len() {
-        let expected = if len <= 4 {
-            Content::Other
-        } else {
-            Content::CertificateOfWrongLength
-        };
+        let expected = if len <= 4 { Content::Other } else { Content::CertificateOfWrongLength };
         assert_eq!(Content::of(&files::CERTIFICATE[..len]), expected, "{len}");
     }
 }
@@ -40,10 +31,7 @@ fn pem_is_told_how_to_become_der() {
     let pem = b"Subject: someone\r\n-----BEGIN CERTIFICATE-----\r\nMIIF\r\n";
     assert_eq!(Content::of(pem), Content::Pem);
     assert!(Content::Pem.advice().unwrap().contains("openssl x509"));
-    assert_eq!(
-        Content::of(b"-----BEGIN PRIVATE KEY-----\n"),
-        Content::Other
-    );
+    assert_eq!(Content::of(b"-----BEGIN PRIVATE KEY-----\n"), Content::Other);
 }
 
 #[test]

@@ -63,10 +63,7 @@ fn sample_has_the_committed_digest() {
     assert_eq!((header.colour(), header.bits()), (Ok(Colour::Rgb), 8));
     assert_eq!(picture.channels(), 3);
     assert_eq!(header.notes().count(), 0);
-    assert_eq!(
-        Digest::of(picture.pixels()).to_string(),
-        files::PICTURE_SHA256.trim()
-    );
+    assert_eq!(Digest::of(picture.pixels()).to_string(), files::PICTURE_SHA256.trim());
 }
 
 #[test]
@@ -100,34 +97,17 @@ fn grey_palette_alpha_and_deep_colours_become_rgba() {
         let (header, pixels) = decode_all(&png(1, 1, bits, colour, &chunks)).unwrap();
         let picture = Picture::new(&header, &pixels).unwrap();
         assert_eq!(picture.pixels(), expected, "{bits} bits, colour {colour}");
-        assert_eq!(
-            header.notes().any(|note| note == Note::CutTo8Bits),
-            bits == 16
-        );
+        assert_eq!(header.notes().any(|note| note == Note::CutTo8Bits), bits == 16);
     }
 }
 
 #[test]
 fn what_the_parser_skips_is_noted() {
     let data = stored(&[0, 1, 2, 3]);
-    let file = png(
-        1,
-        1,
-        8,
-        2,
-        &[
-            (b"acTL", &[0; 8]),
-            (b"tRNS", &[0; 6]),
-            (b"IDAT", &data),
-            (b"IEND", &[]),
-        ],
-    );
+    let file = png(1, 1, 8, 2, &[(b"acTL", &[0; 8]), (b"tRNS", &[0; 6]), (b"IDAT", &data), (b"IEND", &[])]);
     let (header, _) = decode_all(&file).unwrap();
     let notes: Vec<Note> = header.notes().collect();
-    assert_eq!(
-        notes,
-        [Note::TransparentColourIgnored, Note::FirstPictureOnly]
-    );
+    assert_eq!(notes, [Note::TransparentColourIgnored, Note::FirstPictureOnly]);
 }
 
 #[test]
@@ -139,31 +119,16 @@ fn structure_errors_are_told_apart() {
     assert_eq!(one(&[(b"ABCD", &[])]), Problem::UnknownChunk);
     assert_eq!(one(&[(b"IDAT", &data)]), Problem::PictureCutOff);
     assert_eq!(one(&[(b"IDAT", b"ABCDEFGHIJKL")]), Problem::BadZlibHeader);
-    assert_eq!(
-        one(&[(b"IDAT", &[0x78, 0x01, 0x07, 0, 0, 0])]),
-        Problem::BadBlockType
-    );
+    assert_eq!(one(&[(b"IDAT", &[0x78, 0x01, 0x07, 0, 0, 0])]), Problem::BadBlockType);
     let mut bad = data.clone();
     bad[10] ^= 1;
-    assert_eq!(
-        one(&[(b"IDAT", &bad), (b"IEND", &[])]),
-        Problem::BadChecksum
-    );
+    assert_eq!(one(&[(b"IDAT", &bad), (b"IEND", &[])]), Problem::BadChecksum);
     let filter = stored(&[9, 1, 2, 3]);
-    assert_eq!(
-        one(&[(b"IDAT", &filter), (b"IEND", &[])]),
-        Problem::BadFilter
-    );
+    assert_eq!(one(&[(b"IDAT", &filter), (b"IEND", &[])]), Problem::BadFilter);
     assert_eq!(problem(&png(0, 1, 8, 2, &[])), Problem::BadHeader);
     assert_eq!(problem(&png(1, 1, 7, 2, &[])), Problem::BadHeader);
-    assert_eq!(
-        problem(&png(u32::MAX >> 1, 99, 8, 2, &[])),
-        Problem::TooFewData
-    );
-    assert_eq!(
-        problem(&png(u32::MAX >> 1, u32::MAX >> 1, 8, 2, &[])),
-        Problem::PictureTooLarge
-    );
+    assert_eq!(problem(&png(u32::MAX >> 1, 99, 8, 2, &[])), Problem::TooFewData);
+    assert_eq!(problem(&png(u32::MAX >> 1, u32::MAX >> 1, 8, 2, &[])), Problem::PictureTooLarge);
 }
 
 #[test]

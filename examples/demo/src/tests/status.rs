@@ -37,8 +37,5 @@ fn unknown_codes_are_no_success() {
     let with_a_place: Status = zerocopy::transmute!([0u32, 5u32]);
     assert!(with_a_place.check().is_err());
     assert_eq!(Status::OK.as_bytes(), [0; 8]);
-    assert_eq!(
-        Status::at(Problem::BadTag, u32::MAX).offset(),
-        Some(u32::MAX - 1)
-    );
+    assert_eq!(Status::at(Problem::BadTag, u32::MAX).offset(), Some(u32::MAX - 1));
 }

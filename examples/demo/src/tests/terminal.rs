@@ -11,19 +11,13 @@ use crate::picture::{Picture, PictureHeader, decode, measure};
 use crate::terminal::Terminal;
 
 /// Draws a picture whose pixels are `colour(x, y)`.
-fn draw(
-    terminal: Terminal,
-    (width, height): (u32, u32),
-    colour: impl Fn(u32, u32) -> [u8; 3],
-) -> String {
+fn draw(terminal: Terminal, (width, height): (u32, u32), colour: impl Fn(u32, u32) -> [u8; 3]) -> String {
     let mut words = [0u32; 8];
     words[2..4].copy_from_slice(&[width, height]);
     words[6] = 3;
     let header: PictureHeader = zerocopy::transmute!(words);
-    let pixels: Vec<u8> = (0..height)
-        .flat_map(|y| (0..width).map(move |x| (x, y)))
-        .flat_map(|(x, y)| colour(x, y))
-        .collect();
+    let pixels: Vec<u8> =
+        (0..height).flat_map(|y| (0..width).map(move |x| (x, y))).flat_map(|(x, y)| colour(x, y)).collect();
     let picture = Picture::new(&header, &pixels).unwrap();
     let mut text = String::new();
     terminal.draw(&picture, &mut text).unwrap();
@@ -32,9 +26,7 @@ fn draw(
 
 /// Columns of every line, without the escape sequences.
 fn widths(text: &str) -> Vec<usize> {
-    text.lines()
-        .map(|line| line.chars().filter(|&c| c == '\u{2580}').count())
-        .collect()
+    text.lines().map(|line| line.chars().filter(|&c| c == '\u{2580}').count()).collect()
 }
 
 #[test]
@@ -42,9 +34,7 @@ fn sample_fits_and_uses_the_room() {
     let mut header = PictureHeader::default();
     measure(files::PICTURE, &mut header).check().unwrap();
     let mut pixels = vec![0; header.buffer_len(1 << 20).unwrap()];
-    decode(files::PICTURE, &mut header, &mut pixels)
-        .check()
-        .unwrap();
+    decode(files::PICTURE, &mut header, &mut pixels).check().unwrap();
     let picture = Picture::new(&header, &pixels).unwrap();
     let mut text = String::new();
     Terminal::new(80, 24).draw(&picture, &mut text).unwrap();
@@ -74,26 +64,22 @@ fn colours_are_means_and_are_sent_once() {
     assert_eq!(text, "\x1b[38;2;50;50;7m\u{2580}\x1b[0m\n");
     // 3 pixels onto 2: the middle one counts half for both, three halves make one.
     let text = draw(Terminal::new(2, 1), (3, 1), |x, _| [x as u8 * 30, 0, 0]);
-    assert_eq!(
-        text,
-        "\x1b[38;2;10;0;0m\u{2580}\x1b[38;2;50;0;0m\u{2580}\x1b[0m\n"
-    );
+    assert_eq!(text, "\x1b[38;2;10;0;0m\u{2580}\x1b[38;2;50;0;0m\u{2580}\x1b[0m\n");
     let plain = draw(Terminal::new(80, 24), (8, 2), |_, _| [1, 2, 3]);
     assert_eq!(plain.matches("38;2;").count(), 1);
     assert_eq!(plain.matches("48;2;1;2;3m").count(), 1);
 }
 
 #[test]
-fn settings_are_read() {
-    assert_eq!(Terminal::from_setting(b"80x24\n"), Terminal::new(80, 24));
-    for none in [&b""[..], b"none", b"80", b"x", b"80x", b"-1x5", b"\xff"] {
-        assert_eq!(Terminal::from_setting(none), Terminal::NONE);
+fn arguments_are_read() {
+    assert_eq!(Terminal::from_arguments("color=1 columns=80"), Terminal::new(80, Terminal::ROWS));
+    assert_eq!(Terminal::from_arguments("a columns=7 b color=1 color=0"), Terminal::new(7, Terminal::ROWS));
+    for none in ["", "color=0", "color=1", "columns=80", "color=0 columns=80", "color=1 columns=", "color=1 columns=-1"]
+    {
+        assert_eq!(Terminal::from_arguments(none), Terminal::NONE);
     }
-    assert!(!Terminal::from_setting(b"0x24").is_some());
-    assert_eq!(
-        Terminal::from_setting(b"99999999x99999999"),
-        Terminal::new(usize::MAX, usize::MAX)
-    );
+    assert!(!Terminal::from_arguments("color=1 columns=0").is_some());
+    assert_eq!(Terminal::from_arguments("color=1 columns=99999999"), Terminal::new(usize::MAX, Terminal::ROWS));
 }
 
 #[test]
