@@ -44,11 +44,11 @@ fn show_picture(decoded: &Decoded, terminal: Terminal) -> Result<Digest, Failure
 }
 
 fn show_certificate(fields: &CertificateFields) {
-    fact("subject", &fields.subject);
-    fact("issuer", &fields.issuer);
+    fact("subject", fields.subject);
+    fact("issuer", fields.issuer);
     fact("valid from", fields.not_before);
     fact("until", fields.not_after);
-    fact("serial", &fields.serial);
+    fact("serial", fields.serial);
     fact("version", fields.version);
 }
 

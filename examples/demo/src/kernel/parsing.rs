@@ -1,5 +1,6 @@
 //! Files, parsed in sandboxes.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -56,7 +57,7 @@ impl<E: Into<CallError>> From<E> for Failure {
 /// What a parser made of a file.
 pub(crate) enum Parsed {
     Picture(Decoded),
-    Certificate(CertificateFields),
+    Certificate(Box<CertificateFields>),
 }
 
 /// A decoded picture, as it came out of the sandbox.
@@ -82,7 +83,7 @@ pub(crate) fn parse(hal: &Hal<Qemu>, file: &[u8]) -> Result<Parsed, Failure> {
     match content.advice() {
         Some(advice) => Err(Failure::Unsupported(advice)),
         None if content == Content::Png => decode(hal, file).map(Parsed::Picture),
-        None => read_certificate(hal, file).map(Parsed::Certificate),
+        None => read_certificate(hal, file).map(Box::new).map(Parsed::Certificate),
     }
 }
 
