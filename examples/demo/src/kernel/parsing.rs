@@ -29,6 +29,8 @@ pub(crate) enum Failure {
     BadOutput(Problem),
     /// The picture needs this many bytes, which is more than it gets.
     TooLarge(u64),
+    /// The kernel hasn't got that many bytes.
+    OutOfMemory(usize),
     /// The parser did not come back, or could not be called.
     Call(CallError),
 }
@@ -41,6 +43,12 @@ impl fmt::Display for Failure {
             Failure::BadOutput(problem) => problem.fmt(f),
             Failure::TooLarge(bytes) => {
                 write!(f, "limit: its pixels need {bytes} bytes; a picture gets at most {MOST_PIXEL_BYTES}")
+            }
+            Failure::OutOfMemory(bytes) => {
+                write!(
+                    f,
+                    "its pixels need {bytes} bytes, which the kernel's heap hasn't got: give the machine more memory"
+                )
             }
             Failure::Call(CallError::Exit(exit)) => write!(f, "the parser was stopped: {}", exit.reason),
             Failure::Call(CallError::Setup(error)) => error.fmt(f),
@@ -99,13 +107,12 @@ pub(crate) fn decode(hal: &Hal<Qemu>, png: &[u8]) -> Result<Decoded, Failure> {
 
 /// Memory for the pixels of a picture that a sandbox has measured.
 pub(crate) fn pixel_buffer(header: &PictureHeader) -> Result<Vec<u8>, Failure> {
-    let too_large = Failure::TooLarge(header.claimed_bytes());
     let len = header.buffer_len(MOST_PIXEL_BYTES).map_err(|problem| match problem {
-        Problem::BufferTooSmall => too_large,
+        Problem::BufferTooSmall => Failure::TooLarge(header.claimed_bytes()),
         problem => Failure::BadOutput(problem),
     })?;
     let mut bytes = Vec::new();
-    bytes.try_reserve_exact(len).map_err(|_| too_large)?;
+    bytes.try_reserve_exact(len).map_err(|_| Failure::OutOfMemory(len))?;
     bytes.resize(len, 0);
     Ok(bytes)
 }
