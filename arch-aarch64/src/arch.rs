@@ -1,0 +1,165 @@
+//! The backend: [`Aarch64`] implements the core's `Arch`.
+
+use core::arch::asm;
+use core::ptr::NonNull;
+
+use aarch64_cpu::asm::barrier;
+use aarch64_cpu::registers::{DAIF, Readable};
+use sandbox_core::arch::{Cause, FatalHook, Memory, Start, Trap, ViewRoots};
+use sandbox_core::{Arch, Error, Frame, Page, PageRange, VirtAddr};
+
+use crate::diagnose;
+use crate::format::Vmsa;
+use crate::gate::{self, FIQ, FRAME_END, Gate, IRQ, RETURNED, State, sandbox_gate_enter};
+use crate::probe::Cpu;
+use crate::registers::Registers;
+use crate::start::{self, CpuConfig};
+use crate::state::{Closed, host_pstate, sandbox_pstate};
+
+/// The AArch64 backend.
+#[derive(Clone, Copy, Debug)]
+pub struct Aarch64 {
+    format: Vmsa,
+}
+
+/// The caller's interrupt mask: what DAIF was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Masks(u64);
+
+/// An interrupt that arrived in a sandbox. It is still pending.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Interrupt {
+    /// An IRQ.
+    Irq,
+    /// An FIQ.
+    Fiq,
+}
+
+// SAFETY:
+// 1. and 2. The protocol of vectors.s, enter.s and exit.s.
+// 3. and 4. The register table of `state`, and SP_EL1, which the sandbox cannot reach, leading to what the gate reads.
+// 5. vectors.s and exit.s align the gate's code to pages on both sides.
+unsafe impl Arch for Aarch64 {
+    type Format = Vmsa;
+    type CpuConfig = CpuConfig;
+    type Gate = Gate;
+    type Registers = Registers;
+    type InterruptState = Masks;
+    type Interrupt = Interrupt;
+
+    const GATE_FRAMES: usize = Gate::FRAMES;
+
+    fn probe() -> Result<Self, Error> {
+        Ok(Aarch64 { format: Cpu::read().check()? })
+    }
+
+    fn format(&self) -> Vmsa {
+        self.format
+    }
+
+    fn gate_text() -> PageRange {
+        gate::text()
+    }
+
+    fn host_frames(&self, _translate: &dyn Fn(Page) -> Option<Frame>, _frames: &mut [Frame]) -> Result<usize, Error> {
+        Ok(0)
+    }
+
+    unsafe fn start_cpu(&self, gate: Page, config: CpuConfig, hook: FatalHook) -> Result<NonNull<Gate>, Error> {
+        // SAFETY: (1) the caller's promise is the same.
+        unsafe { start::start(self.format, gate, config, hook) }
+    }
+
+    #[inline(always)]
+    fn mask_interrupts() -> Masks {
+        let masks = Masks(DAIF.get());
+        // SAFETY: masking changes nothing else. Not `nomem`: what follows must stay behind it.
+        unsafe { asm!("msr daifset, #0b1111", options(nostack, preserves_flags)) };
+        masks
+    }
+
+    #[inline(always)]
+    unsafe fn restore_interrupts(Masks(daif): Masks) {
+        // SAFETY: brings back masks that were in force in this thread.
+        unsafe { asm!("msr daif, {}", in(reg) daif, options(nostack, preserves_flags)) };
+    }
+
+    fn publish_tables() {
+        // The stores are done before any walk, here or on a CPU that learns of them afterwards.
+        barrier::dsb(barrier::ISHST);
+        barrier::isb(barrier::SY);
+    }
+
+    fn flush_page(page: Page) {
+        /// The operand's field for the page number.
+        const PAGE_MASK: u64 = (1 << 44) - 1;
+        // SAFETY: dropping translations changes no access that the tables allow.
+        unsafe {
+            asm!(
+                "dsb nshst",
+                "tlbi vaae1, {}",
+                "dsb nsh",
+                "isb",
+                in(reg) page.number() & PAGE_MASK,
+                options(nostack, preserves_flags)
+            );
+        }
+    }
+
+    fn prepare(&self, registers: &mut Registers, start: Start) {
+        *registers = Registers::default();
+        registers.pc = gate::launch();
+        registers.sp = start.stack.0;
+        registers.x[0] = start.argument.0;
+        registers.x[1] = start.function.0;
+    }
+
+    unsafe fn enter(
+        &self,
+        gate: NonNull<Gate>,
+        registers: &mut Registers,
+        roots: &ViewRoots,
+        Masks(daif): Masks,
+    ) -> Result<Trap<Interrupt>, Error> {
+        // SAFETY: (1) of this method: the state is this CPU's, and nobody else's until interrupts are on again; `features` and
+        // `units` were found on it; `sandbox_pstate` makes the `pstate`; (2) the roots are a view's and the gate's.
+        let (state, ending) = unsafe {
+            let state: *mut State = &raw mut (*gate.as_ptr()).state;
+            let features = (*state).features;
+            let host = host_pstate(features);
+            (*state).host_pstate = host;
+            (*state).view_roots = roots.view;
+            (*state).gate_roots = roots.gate;
+            registers.pstate = sandbox_pstate(registers.pstate, daif, host, features);
+            let closed = Closed::close((*state).units);
+            let ending = sandbox_gate_enter(state.cast::<u8>().add(FRAME_END), registers);
+            closed.open();
+            (state, ending)
+        };
+        if ending == RETURNED {
+            return Ok(Trap::Returned);
+        }
+        // SAFETY: as above.
+        *registers = unsafe { (*state).frame };
+        Ok(match ending {
+            IRQ => Trap::Interrupt(Interrupt::Irq),
+            FIQ => Trap::Interrupt(Interrupt::Fiq),
+            _ => diagnose::host_call(registers.esr).map_or(Trap::Fault, Trap::HostCall),
+        })
+    }
+
+    fn diagnose(&self, registers: &Registers, memory: &dyn Memory) -> Cause {
+        diagnose::diagnose(self.format, registers, memory)
+    }
+
+    unsafe fn forward(_interrupt: Interrupt, masks: Masks) {
+        // SAFETY: (2) in the caller's thread, and as it had them.
+        unsafe { Self::restore_interrupts(masks) };
+        // What is pending and no longer masked is taken before this ends (Arm ARM, section D1.3.6).
+        barrier::isb(barrier::SY);
+    }
+
+    fn program_counter(registers: &Registers) -> VirtAddr {
+        VirtAddr(registers.pc)
+    }
+}

@@ -1,0 +1,32 @@
+//! A sandbox's registers, in the layout in which they pass the gate.
+
+use core::mem::offset_of;
+
+/// The registers of a sandbox that isn't running.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Registers {
+    /// x0 to x30.
+    pub x: [u64; 31],
+    /// The stack pointer (SP_EL0).
+    pub sp: u64,
+    /// The instruction it stopped at.
+    pub pc: u64,
+    /// Its processor state, as SPSR_EL1 has it.
+    pub pstate: u64,
+    /// Its thread pointer (TPIDR_EL0).
+    pub tpidr: u64,
+    /// The syndrome of the exception that ended the run (ESR_EL1).
+    pub esr: u64,
+    /// The address that the exception is about, if it has one (FAR_EL1).
+    pub far: u64,
+    /// Keeps the size a multiple of 16.
+    pub(crate) reserved: u64,
+}
+
+// SP_EL1 stands at the end of such a frame during a run.
+const _: () = assert!(size_of::<Registers>().is_multiple_of(16));
+// Pairs that enter.s and exit.s load and store together; the first is x30 and sp.
+const _: () = assert!(offset_of!(Registers, sp) == 31 * size_of::<u64>());
+const _: () = assert!(offset_of!(Registers, pstate) == offset_of!(Registers, pc) + size_of::<u64>());
+const _: () = assert!(offset_of!(Registers, far) == offset_of!(Registers, esr) + size_of::<u64>());

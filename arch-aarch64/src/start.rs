@@ -1,0 +1,82 @@
+//! Making a CPU ready.
+//!
+//! What changes on the CPU, once, and only if the host agrees: TCR_EL1.E0PD0 and E0PD1 are cleared. Everything else that a run
+//! needs it sets on its way in and puts back on its way out.
+
+use core::ptr::NonNull;
+
+use sandbox_core::arch::FatalHook;
+use sandbox_core::{Error, Page, Unsupported};
+
+use crate::format::Vmsa;
+use crate::gate::{Gate, State};
+use crate::probe::{self, Cpu};
+
+/// What the HAL needs to know of a CPU when it starts there.
+///
+/// Starting a CPU with it also says that the host keeps this CPU's MAIR_EL1, TCR_EL1 and those bits of SCTLR_EL1 as they are
+/// that concern translation, endianness, pointer authentication, memory tagging and non-maskable interrupts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct CpuConfig {
+    /// Whether TCR_EL1.E0PD0 and E0PD1 may be cleared. While they are set, EL0 can't use a half of the address space at all,
+    /// which is a defence against timing attacks from user programs (and a cheap one; unmapping the kernel is the other).
+    pub clear_e0pd: bool,
+}
+
+impl CpuConfig {
+    /// The same with or without leave to clear TCR_EL1.E0PD0 and E0PD1.
+    #[must_use]
+    pub fn clear_e0pd(mut self, clear: bool) -> Self {
+        self.clear_e0pd = clear;
+        self
+    }
+}
+
+/// Checks this CPU, makes the changes and fills its gate data. `format` is that of the CPU that the HAL was made on.
+///
+/// # Safety
+///
+/// 1. As [`Arch::start_cpu`](sandbox_core::Arch::start_cpu).
+pub(crate) unsafe fn start(
+    format: Vmsa,
+    gate: Page,
+    config: CpuConfig,
+    hook: FatalHook,
+) -> Result<NonNull<Gate>, Error> {
+    let cpu = Cpu::read();
+    if cpu.check()? != format {
+        return Err(Unsupported::Missing("the same TCR_EL1, MAIR_EL1 and SCTLR_EL1.WXN on all CPUs").into());
+    }
+    let pointer = core::ptr::with_exposed_provenance_mut::<Gate>(gate.start().0 as usize);
+    let pointer = NonNull::new(pointer).ok_or(Error::GateNotMapped)?;
+    if cpu.keeps_el0_out() {
+        if !config.clear_e0pd {
+            let what = "EL0 kept out of kernel addresses (TCR_EL1.E0PD; CpuConfig::clear_e0pd allows to clear it)";
+            return Err(Unsupported::Enabled(what).into());
+        }
+        // SAFETY: (1) `config` says so.
+        unsafe { probe::let_el0_in() };
+    }
+    let state = State {
+        frame: Default::default(),
+        host_sp: 0,
+        host_vbar: 0,
+        host_roots: [0; 2],
+        host_sp_el0: 0,
+        host_tpidr: 0,
+        host_elr: 0,
+        host_spsr: 0,
+        host_tpidrro: 0,
+        reserved: 0,
+        features: probe::pstate_features(),
+        host_pstate: 0,
+        view_roots: [0; 2],
+        gate_roots: [0; 2],
+        units: probe::units(),
+        hook,
+    };
+    // SAFETY: (1): the page is mapped for the HAL alone, and a `Gate` fits.
+    unsafe { (&raw mut (*pointer.as_ptr()).state).write(state) };
+    Ok(pointer)
+}
