@@ -32,29 +32,31 @@ pub(crate) fn measure(hal: &Hal<Qemu>) -> Result<CallCost, CallError> {
     let mut call = || sandbox.call(|| (), ());
     call()?;
     stop_tick();
-    let nothing = count(|| ());
+    let nothing = count(&mut || ());
     let mut result = Ok(());
-    let called = count(|| result = result.and_then(|()| call()));
-    let exact = count(nops::<2>).wrapping_sub(count(nops::<1>)) == THOUSAND;
+    let called = count(&mut || result = result.and_then(|()| call()));
+    let exact = count(&mut nops::<2>).wrapping_sub(count(&mut nops::<1>)) == THOUSAND;
     start_tick();
     result?;
     Ok(CallCost { count: called.saturating_sub(nothing), exact })
 }
 
-/// The counter's difference over `work`, the smallest of a few.
-fn count(mut work: impl FnMut()) -> u64 {
+/// The counter's difference over `work`, the smallest of a few. Not a generic function, so that what it adds is always the same.
+#[inline(never)]
+fn count(work: &mut dyn FnMut()) -> u64 {
     let once = |_| {
         let start = instructions();
         work();
-        instructions() - start
+        instructions().wrapping_sub(start)
     };
     (0..8).map(once).min().unwrap_or_default()
 }
 
 const THOUSAND: u64 = 1000;
 
-/// As many instructions as are known beforehand, `N` thousand.
-#[inline(always)]
+/// `N` thousand instructions and a few more, which are the same few for each `N`.
+// Not inlined: the compiler does not see how long it is, and would branch too far over it.
+#[inline(never)]
 fn nops<const N: u64>() {
     // SAFETY: `nop` does nothing.
     unsafe {
