@@ -183,6 +183,7 @@ sandbox_gate_fatal:
 // One stub per vector. Vectors 8, 10 to 14, 17, 21, 29 and 30 come with an error code (SDM 3, table 7-1; AMD APM 2, table 8-1).
 // `push imm32` is spelled out in bytes so that the operand is the number, whatever the assembler's syntax.
 .balign {STUB_SIZE}
+.global sandbox_gate_stubs
 sandbox_gate_stubs:
 .set sandbox_gate_vector, 0
 .rept 256
