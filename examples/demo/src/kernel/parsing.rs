@@ -11,7 +11,7 @@ use demo::status::{Problem, Status};
 use platform_qemu::host::Qemu;
 use sandbox_mode::{CallError, Config, Hal, In, Out, Sandbox};
 
-/// The stack of a parser. For the sample files `minipng` takes 28 KiB and `der` 8 KiB, with less optimization 44 and 12 KiB;
+/// The stack of a parser. For the sample files `minipng` takes 28 KiB and `der` 12 KiB, with less optimization 44 and 12 KiB;
 /// what is left is for files less usual. `deep.png` would need more than 512 KiB.
 const STACK_SIZE: usize = 128 * 1024;
 
