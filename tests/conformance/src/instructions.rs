@@ -1,0 +1,111 @@
+//! Instructions that a sandbox may not execute, and those that raise exceptions.
+
+use sandbox_mode::{ExitReason, Val};
+
+use crate::machine;
+use crate::probe::{code_of, ends, exit_at, exit_with, host_call, stops};
+use crate::suite::{Suite, cases};
+use crate::verdict::{Outcome, skip};
+
+cases! {
+    illegal_ones_end_the_sandbox,
+    privileged_ones_end_the_sandbox,
+    system_calls_end_the_sandbox,
+    software_interrupts_end_the_sandbox,
+    host_calls_are_not_allowed,
+    dividing_by_zero_is_arithmetic,
+    a_breakpoint_ends_the_sandbox,
+    a_single_step_ends_the_sandbox,
+    floating_point_ends_the_sandbox,
+    floating_point_ends_the_sandbox_where_the_host_uses_it,
+    a_panic_ends_the_sandbox,
+    a_misaligned_access_is_explained,
+}
+
+fn illegal_ones_end_the_sandbox(suite: &Suite) -> Outcome {
+    let mut sandbox = suite.sandbox()?;
+    machine::illegal().iter().try_for_each(|instruction| stops(&mut sandbox, instruction))
+}
+
+fn privileged_ones_end_the_sandbox(suite: &Suite) -> Outcome {
+    let mut sandbox = suite.sandbox()?;
+    machine::privileged().try_for_each(|instruction| stops(&mut sandbox, &instruction))
+}
+
+fn system_calls_end_the_sandbox(suite: &Suite) -> Outcome {
+    let mut sandbox = suite.sandbox()?;
+    machine::system_calls().iter().try_for_each(|instruction| stops(&mut sandbox, instruction))
+}
+
+fn software_interrupts_end_the_sandbox(suite: &Suite) -> Outcome {
+    let mut sandbox = suite.sandbox()?;
+    for (number, code, reason) in machine::software_interrupts() {
+        let exit = exit_at(&mut sandbox, code)?;
+        expect_eq!((exit.reason, exit.at.0), (reason, code), "number {number}");
+    }
+    Ok(())
+}
+
+fn host_calls_are_not_allowed(suite: &Suite) -> Outcome {
+    let mut sandbox = suite.sandbox()?;
+    for number in machine::HOST_CALLS {
+        ends(&mut sandbox, host_call, (Val(number),), ExitReason::HostCall(number))?;
+    }
+    Ok(())
+}
+
+fn dividing_by_zero_is_arithmetic(suite: &Suite) -> Outcome {
+    machine::DIVIDE_TRAPS.or_else(skip)?;
+    let mut sandbox = suite.sandbox()?;
+    let exit = exit_with(&mut sandbox, machine::divide_by_zero, 0)?;
+    expect_eq!((exit.reason, exit.at.0), (ExitReason::Arithmetic, code_of(machine::divide_by_zero)));
+    Ok(())
+}
+
+fn a_breakpoint_ends_the_sandbox(suite: &Suite) -> Outcome {
+    stops(&mut suite.sandbox()?, &machine::breakpoint())
+}
+
+fn a_single_step_ends_the_sandbox(suite: &Suite) -> Outcome {
+    let (code, bytes) = machine::single_step().or_else(skip)?;
+    let exit = exit_with(&mut suite.sandbox()?, code, 0)?;
+    expect_eq!(exit.reason, ExitReason::SingleStep);
+    let start = code_of(code);
+    expect!((start + 1..start + bytes).contains(&exit.at.0), "stopped at {}, the function is at {start:#x}", exit.at);
+    Ok(())
+}
+
+fn floating_point_ends_the_sandbox(suite: &Suite) -> Outcome {
+    let mut sandbox = suite.sandbox()?;
+    machine::floating_point().try_for_each(|instruction| stops(&mut sandbox, &instruction))
+}
+
+fn floating_point_ends_the_sandbox_where_the_host_uses_it(suite: &Suite) -> Outcome {
+    let mut outcome = Ok(());
+    machine::with_unusual_state(&mut || outcome = floating_point_ends_the_sandbox(suite));
+    outcome
+}
+
+fn a_panic_ends_the_sandbox(suite: &Suite) -> Outcome {
+    let numbers = [1u64, 2, 3];
+    let past_the_end = |numbers: &[u64], index: u64| numbers[index as usize];
+    let mut sandbox = suite.sandbox()?;
+    // Whatever the kernel's panic handler does first that a sandbox can't; it must not return.
+    let exit = crate::probe::exit_of(&mut sandbox, past_the_end, (sandbox_mode::In(&numbers[..]), Val(3u64)))?;
+    suite.note(format_args!("a panic ends so: {exit}"));
+    Ok(())
+}
+
+fn a_misaligned_access_is_explained(suite: &Suite) -> Outcome {
+    let mut sandbox = suite.sandbox()?;
+    let address = suite.window().start().start().0 + sandbox_mode::PAGE_SIZE as u64 + 1;
+    for instruction in machine::misaligned(address) {
+        match sandbox.call(crate::probe::run_with, (Val(code_of(instruction.code)), Val(address))) {
+            // Not every machine checks, and then it works.
+            Ok(_) => return skip("this machine does not check the alignment of accesses"),
+            Err(sandbox_mode::CallError::Exit(exit)) => expect_eq!(exit.reason, instruction.reason, "{}", instruction.name),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}

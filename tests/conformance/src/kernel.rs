@@ -1,0 +1,54 @@
+//! What the suite needs of the kernel it runs in.
+
+use core::fmt;
+use core::sync::atomic::AtomicU64;
+
+use sandbox_mode::{CpuConfig, Host, VirtAddr};
+
+/// A way for an interrupt to arrive.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Line {
+    /// As most devices interrupt: vectors above 31 on x86-64, IRQ on AArch64.
+    Ordinary,
+    /// AArch64's FIQ.
+    Fast,
+    /// x86-64's NMI.
+    NonMaskable,
+}
+
+/// A kernel that runs the suite. It has one CPU running, `alloc`, a periodic tick, and interrupts on.
+pub trait Kernel: Sync {
+    /// The kernel as the HAL's host.
+    fn host(&self) -> &'static dyn Host;
+
+    /// What this CPU is started with.
+    fn cpu_config(&self) -> CpuConfig;
+
+    /// Prints to the console.
+    fn print(&self, text: fmt::Arguments<'_>);
+
+    /// How many frames `Host::allocate_frame` has left.
+    fn free_frames(&self) -> usize;
+
+    /// The count of ticks: at the start of a page with nothing else on it. The kernel's handler counts them.
+    fn ticks(&self) -> &'static AtomicU64;
+
+    /// Whether interrupts are on.
+    fn interrupts_enabled(&self) -> bool;
+
+    /// The address at which the kernel maps some device's registers.
+    fn device(&self) -> VirtAddr;
+
+    /// Makes an interrupt of the suite's own pending on this CPU, as a device would. The error says why the machine can't.
+    fn raise(&self, line: Line) -> Result<(), &'static str>;
+
+    /// How many interrupts of the suite's own the kernel has handled.
+    fn handled(&self, line: Line) -> u64;
+
+    /// Runs `work` while non-maskable interrupts arrive on their own, many in a tick, at any instruction.
+    fn with_nmi_storm(&self, work: &mut dyn FnMut()) -> Result<(), &'static str>;
+
+    /// Runs `work` while a page of a process is mapped in the lower half of the address space, readable and writable for
+    /// unprivileged code, and executable too if the machine lets it. `work` gets its address.
+    fn with_process_page(&self, work: &mut dyn FnMut(VirtAddr)) -> Result<(), &'static str>;
+}

@@ -1,0 +1,58 @@
+//! What takes instructions: the functions that cases call in a sandbox, and the host's state around a call.
+//!
+//! Each machine supplies the same names. Functions that are called in a sandbox are safe functions, since that is what they
+//! look like to a host; nothing else may call them. A naked one does its deed with its very first instruction, so a case
+//! knows where a fault must be.
+
+cfg_if::cfg_if! {
+    if #[cfg(target_arch = "x86_64")] {
+        mod x86_64;
+        mod x86_64_instructions;
+        mod x86_64_state;
+        pub(crate) use x86_64::*;
+        pub(crate) use x86_64_instructions::*;
+        pub(crate) use x86_64_state::*;
+    } else if #[cfg(target_arch = "aarch64")] {
+        mod aarch64;
+        mod aarch64_instructions;
+        mod aarch64_state;
+        pub(crate) use aarch64::*;
+        pub(crate) use aarch64_instructions::*;
+        pub(crate) use aarch64_state::*;
+    } else {
+        compile_error!("the suite knows x86-64 and AArch64");
+    }
+}
+
+use sandbox_mode::ExitReason;
+
+/// An instruction (or a few) that must end a sandbox.
+pub(crate) struct Instruction {
+    /// As an assembler writes it.
+    pub(crate) name: &'static str,
+    /// A function that begins with it.
+    pub(crate) code: extern "C" fn(),
+    /// How it must end.
+    pub(crate) reason: ExitReason,
+}
+
+impl Instruction {
+    /// In how many bytes from the function's start it must stop: the first, if it is a single one.
+    pub(crate) fn bytes(&self) -> u64 {
+        const LONGEST: u64 = 16;
+        if self.name.contains(';') { LONGEST * self.name.split(';').count() as u64 } else { 1 }
+    }
+}
+
+/// A function that begins with the instructions in `text` and returns if they do.
+macro_rules! instruction {
+    (@name $text:literal $(, $more:literal)*) => { concat!($text $(, "; ", $more)*) };
+    ($reason:expr, $($text:literal),+) => {{
+        #[unsafe(naked)]
+        extern "C" fn code() {
+            core::arch::naked_asm!($($text,)+ "ret")
+        }
+        $crate::machine::Instruction { name: $crate::machine::instruction!(@name $($text),+), code, reason: $reason }
+    }};
+}
+use instruction;

@@ -1,0 +1,266 @@
+//! The host's state around a call on x86-64, and what a sandbox can do to it.
+
+use alloc::vec::Vec;
+use core::arch::{asm, naked_asm};
+
+use x86_64::VirtAddr;
+use x86_64::instructions::tables::{sgdt, sidt};
+use x86_64::registers::control::{Cr0, Cr0Flags, Cr3, Cr4, Cr4Flags, Efer};
+use x86_64::registers::model_specific::{FsBase, GsBase, KernelGsBase, Msr};
+use x86_64::registers::rflags::{self, RFlags};
+use x86_64::registers::segmentation::{CS, DS, ES, FS, GS, Segment, SegmentSelector};
+
+/// Everything that a call must leave as it was.
+pub(crate) type Snapshot = Vec<(&'static str, u64)>;
+
+/// Model-specific registers that every CPU in long mode has (SDM 4, table 2-2).
+const MSRS: [(&str, u32); 8] = [
+    ("STAR", 0xc000_0081),
+    ("LSTAR", 0xc000_0082),
+    ("CSTAR", 0xc000_0083),
+    ("SFMASK", 0xc000_0084),
+    ("SYSENTER_CS", 0x174),
+    ("SYSENTER_ESP", 0x175),
+    ("SYSENTER_EIP", 0x176),
+    ("PAT", 0x277),
+];
+
+/// Flags that a call must leave alone: all but the arithmetic ones.
+const FLAGS: RFlags = RFlags::DIRECTION_FLAG
+    .union(RFlags::ALIGNMENT_CHECK)
+    .union(RFlags::TRAP_FLAG)
+    .union(RFlags::INTERRUPT_FLAG)
+    .union(RFlags::NESTED_TASK)
+    .union(RFlags::RESUME_FLAG)
+    .union(RFlags::IOPL_LOW)
+    .union(RFlags::IOPL_HIGH)
+    .union(RFlags::ID);
+
+macro_rules! read {
+    ($instruction:literal) => {{
+        let value: u64;
+        // SAFETY: reads a register, which has no effect.
+        unsafe { asm!($instruction, out(reg) value, options(nomem, nostack, preserves_flags)) };
+        value
+    }};
+}
+
+fn has_pkru() -> bool {
+    Cr4::read().contains(Cr4Flags::PROTECTION_KEY_USER)
+}
+
+fn has_fsgsbase() -> bool {
+    Cr4::read().contains(Cr4Flags::FSGSBASE)
+}
+
+fn pkru() -> u64 {
+    let value: u32;
+    // SAFETY: called with CR4.PKE on; reading has no effect.
+    unsafe { asm!("rdpkru", in("ecx") 0, out("eax") value, out("edx") _, options(nomem, nostack)) };
+    value.into()
+}
+
+fn set_pkru(value: u64) {
+    // SAFETY: called with CR4.PKE on; the kernel has no pages for user code.
+    unsafe { asm!("wrpkru", in("ecx") 0, in("eax") value as u32, in("edx") 0, options(nostack)) };
+}
+
+/// The host's state now.
+pub(crate) fn snapshot() -> Snapshot {
+    let flags = rflags::read_raw() & FLAGS.bits();
+    let (idtr, gdtr) = (sidt(), sgdt());
+    let mut all = Vec::from([
+        ("flags", flags),
+        ("CR0", Cr0::read_raw()),
+        ("CR3", Cr3::read_raw().0.start_address().as_u64() | u64::from(Cr3::read_raw().1)),
+        ("CR4", Cr4::read_raw()),
+        ("CR8", read!("mov {}, cr8")),
+        ("EFER", Efer::read_raw()),
+        ("IDTR", idtr.base.as_u64()),
+        ("IDTR limit", idtr.limit.into()),
+        ("GDTR", gdtr.base.as_u64()),
+        ("GDTR limit", gdtr.limit.into()),
+        ("TR", read!("str {}")),
+        ("LDTR", read!("sldt {}")),
+        ("CS", CS::get_reg().0.into()),
+        ("DS", DS::get_reg().0.into()),
+        ("ES", ES::get_reg().0.into()),
+        ("FS", FS::get_reg().0.into()),
+        ("GS", GS::get_reg().0.into()),
+        ("FS base", FsBase::read().as_u64()),
+        ("GS base", GsBase::read().as_u64()),
+        ("KERNEL_GS base", KernelGsBase::read().as_u64()),
+        ("DR0", read!("mov {}, dr0")),
+        ("DR1", read!("mov {}, dr1")),
+        ("DR7", read!("mov {}, dr7")),
+    ]);
+    // SAFETY: the registers exist, and reading them has no effect.
+    all.extend(MSRS.map(|(name, number)| (name, unsafe { Msr::new(number).read() })));
+    if has_pkru() {
+        all.push(("PKRU", pkru()));
+    }
+    all
+}
+
+/// The kernel's data segment, as far as `x86_64`'s own tables and most kernels have it.
+const DATA: SegmentSelector = SegmentSelector(0x10);
+const SECRET_BASE: u64 = 0xffff_8765_4321_0000;
+/// PKRU: every key but the first is closed.
+const PKRU: u64 = 0xffff_fffc;
+/// DR7: breakpoint 0 is armed, for execution.
+const EXECUTION_BREAKPOINT: u64 = 1 | 1 << 10;
+
+/// Runs `work` with registers at values that a host might have there: a sandbox must neither see them nor leave others.
+///
+/// Floating point works for the host then, and a breakpoint is armed on a function that sandboxes call.
+pub(crate) fn with_unusual_state(work: &mut dyn FnMut()) {
+    let before = (Cr0::read(), FsBase::read(), GsBase::read(), KernelGsBase::read());
+    let segments = (DS::get_reg(), ES::get_reg(), FS::get_reg(), GS::get_reg());
+    // SAFETY: nothing in the kernel uses these: no thread locals, no floating point, flat segments, no debug registers. All are
+    // put back below.
+    unsafe {
+        DS::set_reg(DATA);
+        ES::set_reg(DATA);
+        FS::set_reg(DATA);
+        GS::set_reg(DATA);
+        FsBase::write(VirtAddr::new(SECRET_BASE));
+        GsBase::write(VirtAddr::new(SECRET_BASE + 0x1000));
+        KernelGsBase::write(VirtAddr::new(SECRET_BASE + 0x2000));
+        Cr0::write(before.0 - Cr0Flags::TASK_SWITCHED - Cr0Flags::EMULATE_COPROCESSOR);
+        asm!("mov dr0, {}", in(reg) spoil_and_return as *const () as u64, options(nomem, nostack));
+        asm!("mov dr7, {}", in(reg) EXECUTION_BREAKPOINT, options(nomem, nostack));
+        if has_pkru() {
+            set_pkru(PKRU);
+        }
+        work();
+        if has_pkru() {
+            set_pkru(0);
+        }
+        asm!("mov dr7, {}", in(reg) 1u64 << 10, options(nomem, nostack));
+        asm!("mov dr0, {}", in(reg) 0u64, options(nomem, nostack));
+        Cr0::write(before.0);
+        DS::set_reg(segments.0);
+        ES::set_reg(segments.1);
+        FS::set_reg(segments.2);
+        GS::set_reg(segments.3);
+        FsBase::write(before.1);
+        GsBase::write(before.2);
+        KernelGsBase::write(before.3);
+    }
+}
+
+/// Sets every flag and segment register that unprivileged code can set, then returns to the host on the spot.
+#[unsafe(naked)]
+extern "C" fn spoil_and_return() {
+    naked_asm!(
+        "mov eax, ss",
+        "mov ds, eax",
+        "mov es, eax",
+        "mov fs, eax",
+        "mov gs, eax",
+        "xor eax, eax",
+        "push {flags}",
+        "popfq",
+        "int 4",
+        flags = const SPOILED_FLAGS,
+    )
+}
+
+/// The same, then ends by a fault.
+#[unsafe(naked)]
+extern "C" fn spoil_and_fault() {
+    naked_asm!(
+        "mov eax, ss",
+        "mov ds, eax",
+        "mov es, eax",
+        "mov fs, eax",
+        "mov gs, eax",
+        "push {flags}",
+        "popfq",
+        "ud2",
+        flags = const SPOILED_FLAGS,
+    )
+}
+
+/// Sets the flags, the trap flag among them, with the return as the next instruction.
+#[unsafe(naked)]
+extern "C" fn trap_and_return() {
+    naked_asm!("xor eax, eax", "push {flags}", "popfq", "int 4", flags = const SPOILED_FLAGS | RFlags::TRAP_FLAG.bits() as i32)
+}
+
+/// Writes the bases of FS and GS, where the host has that on.
+#[unsafe(naked)]
+extern "C" fn spoil_bases() {
+    naked_asm!("mov rax, 0x123456789000", "wrfsbase rax", "wrgsbase rax", "ud2")
+}
+
+/// Closes every protection key but the first, where the host has that on.
+#[unsafe(naked)]
+extern "C" fn spoil_pkru() {
+    naked_asm!("xor ecx, ecx", "xor edx, edx", "mov eax, 0x55555554", "wrpkru", "xor eax, eax", "int 4")
+}
+
+const SPOILED_FLAGS: i32 = (RFlags::DIRECTION_FLAG.bits()
+    | RFlags::ALIGNMENT_CHECK.bits()
+    | RFlags::NESTED_TASK.bits()
+    | RFlags::ID.bits()
+    | RFlags::OVERFLOW_FLAG.bits()
+    | RFlags::CARRY_FLAG.bits()) as i32;
+
+/// Functions that change what unprivileged code can change, and then return to the host or fault.
+pub(crate) fn spoilers() -> Vec<(&'static str, extern "C" fn())> {
+    let mut all: Vec<(_, extern "C" fn())> = Vec::from([
+        ("flags and selectors, then a return", spoil_and_return as extern "C" fn()),
+        ("flags and selectors, then a fault", spoil_and_fault),
+        ("the trap flag, then a return", trap_and_return),
+        ("general registers, then a fault", super::spoil_registers),
+        ("general registers, then a return", super::spoil_registers_and_return),
+    ]);
+    if has_fsgsbase() {
+        all.push(("FS and GS base", spoil_bases));
+    }
+    if has_pkru() {
+        all.push(("PKRU", spoil_pkru));
+    }
+    all
+}
+
+#[unsafe(naked)]
+extern "C" fn read_fs_base() -> u64 {
+    naked_asm!("rdfsbase rax", "ret")
+}
+
+#[unsafe(naked)]
+extern "C" fn read_gs_base() -> u64 {
+    naked_asm!("rdgsbase rax", "ret")
+}
+
+#[unsafe(naked)]
+extern "C" fn read_pkru() -> u64 {
+    naked_asm!("xor ecx, ecx", "rdpkru", "ret")
+}
+
+/// All flags but the arithmetic ones, and those that are no secret: the interrupt flag, and bit 1, which is always set.
+#[unsafe(naked)]
+extern "C" fn read_flags() -> u64 {
+    naked_asm!("pushfq", "pop rax", "and eax, {mask}", "ret", mask = const !0x2_02d7_i32)
+}
+
+/// The linear address of offset 0 in the segment of GS, from the fault that using it makes.
+#[unsafe(naked)]
+pub(crate) extern "C" fn use_thread_base() {
+    naked_asm!("mov rax, gs:[0]", "ret")
+}
+
+/// What a sandbox can read of registers that are neither general nor its own: each must read as zero.
+pub(crate) fn readable_state() -> Vec<(&'static str, extern "C" fn() -> u64)> {
+    let mut all: Vec<(_, extern "C" fn() -> u64)> = Vec::from([("flags", read_flags as extern "C" fn() -> u64)]);
+    if has_fsgsbase() {
+        all.push(("FS base", read_fs_base));
+        all.push(("GS base", read_gs_base));
+    }
+    if has_pkru() {
+        all.push(("PKRU", read_pkru));
+    }
+    all
+}

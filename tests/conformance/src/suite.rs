@@ -1,0 +1,163 @@
+//! Running the cases and telling what became of them.
+
+use alloc::boxed::Box;
+use core::fmt;
+
+use sandbox_mode::walk::walk;
+use sandbox_mode::{Arch, Config, Error, Frame, Hal, Host, Page, PageRange, VirtAddr};
+
+use crate::host::{self, SuiteHost};
+use crate::kernel::Kernel;
+use crate::verdict::{Outcome, Verdict};
+use crate::{buffers, exhaustion, frames, grants, instructions, interrupts, memory, stack, state, values};
+
+/// A sandbox of the suite's.
+pub(crate) type Sandbox<'a> = sandbox_mode::Sandbox<'a, SuiteHost>;
+
+/// One thing that must hold.
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) run: fn(&Suite) -> Outcome,
+}
+
+/// Lists a file's cases under their functions' names.
+macro_rules! cases {
+    ($($name:ident,)*) => {
+        pub(crate) const CASES: &[$crate::suite::Case] =
+            &[$($crate::suite::Case { name: stringify!($name), run: $name }),*];
+    };
+}
+pub(crate) use cases;
+
+const FILES: [(&str, &[Case]); 10] = [
+    ("values", values::CASES),
+    ("buffers", buffers::CASES),
+    ("memory", memory::CASES),
+    ("stack", stack::CASES),
+    ("instructions", instructions::CASES),
+    ("interrupts", interrupts::CASES),
+    ("grants", grants::CASES),
+    ("frames", frames::CASES),
+    ("exhaustion", exhaustion::CASES),
+    ("state", state::CASES),
+];
+
+/// What a case works with.
+pub(crate) struct Suite {
+    pub(crate) kernel: &'static dyn Kernel,
+    pub(crate) hal: &'static Hal<SuiteHost>,
+    verbose: bool,
+}
+
+impl Suite {
+    fn start(kernel: &'static dyn Kernel, verbose: bool) -> Result<Self, Error> {
+        let hal: &'static Hal<SuiteHost> = Box::leak(Box::new(Hal::new(SuiteHost::new(kernel))?));
+        // SAFETY: (1) to (3): `run` is called once, and the kernel promises that its only CPU is started with what it says.
+        unsafe { hal.start_cpu(kernel.cpu_config()) }?;
+        Ok(Suite { kernel, hal, verbose })
+    }
+
+    /// A fresh sandbox.
+    pub(crate) fn sandbox(&self) -> Result<Sandbox<'static>, Error> {
+        self.hal.sandbox()
+    }
+
+    /// A fresh sandbox with a configuration.
+    pub(crate) fn sandbox_with(&self, config: Config) -> Result<Sandbox<'static>, Error> {
+        self.hal.sandbox_with(config)
+    }
+
+    /// The window of all sandboxes.
+    pub(crate) fn window(&self) -> PageRange {
+        self.hal.host().window()
+    }
+
+    /// The frame that the host maps at `page`.
+    pub(crate) fn frame_of(&self, page: Page) -> Option<Frame> {
+        let mut mapping = None;
+        self.hal.host().with_tables(&mut |roots| {
+            mapping = walk(self.hal.arch().format(), roots, page, |table, index| {
+                // SAFETY: a table of the host's, which is in use and does not change meanwhile, and one of its entries.
+                unsafe { self.hal.host().frame_pointer(table).cast::<u64>().add(index).read_volatile() }
+            });
+        });
+        mapping.map(|mapping| mapping.frame)
+    }
+
+    /// The page at which the host's own view of its frames has `frame`.
+    pub(crate) fn page_of(&self, frame: Frame) -> Page {
+        VirtAddr::of(self.hal.host().frame_pointer(frame)).page()
+    }
+
+    /// Says something about the case that is running, if anybody wants to know.
+    pub(crate) fn note(&self, text: fmt::Arguments<'_>) {
+        if self.verbose {
+            self.kernel.print(format_args!("    {text}\n"));
+        }
+    }
+
+    /// Runs a case and checks what must hold after each.
+    fn run(&self, case: &Case) -> Outcome {
+        let frames = self.kernel.free_frames();
+        host::take_unclean();
+        (case.run)(self)?;
+        expect!(self.kernel.interrupts_enabled(), "interrupts are off afterwards");
+        expect_eq!(host::take_unclean(), 0, "frames that came back with something in them");
+        expect_eq!(self.kernel.free_frames(), frames, "free frames afterwards");
+        Ok(())
+    }
+}
+
+/// Runs the suite and prints its result; whether nothing failed. To be called once, since it makes the machine's HAL.
+///
+/// `arguments` are words: `verbose` prints a line for each case, `only=TEXT` runs the cases whose name (`file::case`)
+/// contains the text. The last line is `N passed, N failed, N skipped`.
+pub fn run(kernel: &'static dyn Kernel, arguments: &str) -> bool {
+    let verbose = arguments.split_whitespace().any(|word| word == "verbose");
+    let only = arguments.split_whitespace().find_map(|word| word.strip_prefix("only="));
+    let suite = match Suite::start(kernel, verbose) {
+        Ok(suite) => suite,
+        Err(error) => {
+            kernel.print(format_args!("the HAL does not start: {error}\n0 passed, 1 failed, 0 skipped\n"));
+            return false;
+        }
+    };
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    for (file, cases) in FILES {
+        for case in cases {
+            let name = Name { file, case: case.name };
+            if only.is_some_and(|text| !alloc::format!("{name}").contains(text)) {
+                continue;
+            }
+            match suite.run(case) {
+                Ok(()) => {
+                    passed += 1;
+                    if verbose {
+                        kernel.print(format_args!("passed  {name}\n"));
+                    }
+                }
+                Err(Verdict::Failed(message)) => {
+                    failed += 1;
+                    kernel.print(format_args!("FAILED  {name}: {message}\n"));
+                }
+                Err(Verdict::Skipped(why)) => {
+                    skipped += 1;
+                    kernel.print(format_args!("skipped {name}: {why}\n"));
+                }
+            }
+        }
+    }
+    kernel.print(format_args!("{passed} passed, {failed} failed, {skipped} skipped\n"));
+    failed == 0
+}
+
+struct Name {
+    file: &'static str,
+    case: &'static str,
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}::{}", self.file, self.case)
+    }
+}
