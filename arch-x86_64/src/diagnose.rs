@@ -12,10 +12,10 @@ use yaxpeax_x86::amd64::{InstDecoder, Instruction, Opcode, Operand, RegSpec};
 use crate::format::LongMode;
 use crate::registers::{Frame, Registers};
 
-/// Error code of a fault that names an entry of the exception table: the index above, bit 1 set (SDM 3, section 7.13).
+/// Error code of a fault that names an entry of the exception table: bit 1 is set (SDM 3, section 7.13).
 const ERROR_IDT: u64 = 1 << 1;
-const ERROR_INDEX_SHIFT: u32 = 3;
-const BREAKPOINT: u64 = 3;
+/// INT3, and INT 3 in two bytes (SDM 2, "INT n").
+const BREAKPOINTS: [&[u8]; 2] = [&[0xcc], &[0xcd, 3]];
 /// The longest instruction, in bytes (SDM 2, section 2.3.11).
 const LONGEST: usize = 15;
 
@@ -29,9 +29,10 @@ pub(crate) fn diagnose(format: LongMode, registers: &Registers, memory: &dyn Mem
         6 => Cause::Illegal,
         7 | 16 | 19 => Cause::FloatingPoint,
         12 | 13 if !format.is_canonical(frame.rip) => non_canonical(frame.rip, Access::Execute),
-        12 | 13 if frame.error & ERROR_IDT != 0 => match frame.error >> ERROR_INDEX_SHIFT {
-            BREAKPOINT => Cause::Breakpoint,
-            _ => Cause::Privileged,
+        // A software interrupt. The instruction tells which; the error code, whose index should, is wrong on some emulators.
+        12 | 13 if frame.error & ERROR_IDT != 0 => match is_breakpoint(frame, memory) {
+            true => Cause::Breakpoint,
+            false => Cause::Privileged,
         },
         // A selector that the sandbox may not load.
         12 | 13 if frame.error != 0 => Cause::Privileged,
@@ -82,6 +83,13 @@ fn protection(format: LongMode, registers: &Registers, memory: &dyn Memory) -> C
         return non_canonical(target, Access::Execute);
     }
     Cause::Privileged
+}
+
+/// Whether `frame` stopped at a breakpoint instruction.
+fn is_breakpoint(frame: &Frame, memory: &dyn Memory) -> bool {
+    let mut bytes = [0; 2];
+    let count = memory.fetch(VirtAddr(frame.rip), &mut bytes);
+    BREAKPOINTS.iter().any(|code| bytes[..count].starts_with(code))
 }
 
 /// The instruction that `frame` stopped at.
