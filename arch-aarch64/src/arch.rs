@@ -107,7 +107,7 @@ unsafe impl Arch for Aarch64 {
     }
 
     fn prepare(&self, registers: &mut Registers, start: Start) {
-        *registers = Registers::default();
+        registers.clear();
         registers.pc = gate::launch();
         registers.sp = start.stack.0;
         registers.x[0] = start.argument.0;
@@ -140,11 +140,16 @@ unsafe impl Arch for Aarch64 {
             return Ok(Trap::Returned);
         }
         // SAFETY: as above.
-        *registers = unsafe { (*state).frame };
+        unsafe { registers.copy_from(&raw const (*state).frame) };
         Ok(match ending {
             IRQ => Trap::Interrupt(Interrupt::Irq),
             FIQ => Trap::Interrupt(Interrupt::Fiq),
-            _ => diagnose::host_call(registers.esr).map_or(Trap::Fault, Trap::HostCall),
+            _ => match diagnose::host_call(registers.esr) {
+                // The gate compares the whole syndrome, where future CPUs may say more.
+                Some(0) => Trap::Returned,
+                Some(number) => Trap::HostCall(number),
+                None => Trap::Fault,
+            },
         })
     }
 

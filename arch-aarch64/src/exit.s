@@ -12,6 +12,7 @@
 // Steps 2 and 3; uses x0, x1 and x3 to x5.
 .macro sandbox_gate_restore_host
     sandbox_gate_switch_roots {HOST_ROOTS}
+    sandbox_gate_flush
     ldp x0, x1, [sp, #{HOST_SP_EL0}]    // and the thread pointer
     msr sp_el0, x0
     msr tpidr_el0, x1

@@ -6,6 +6,8 @@
 //! HAL's own tables never restrict below them: the leaf alone decides. Addresses come without tags, even where the CPU
 //! ignores the top byte: one page must have one name, or checks by address could be walked around. [`Vmsa::untagged`]
 //! gives that name to an address that the CPU reported.
+//!
+//! What a walk calls is marked for inlining, since the core's walk is compiled in another crate.
 
 use sandbox_core::addr::PAGE_SHIFT;
 use sandbox_core::format::{ENTRIES, Entry, Format, Leaf, MAX_ROOTS, MemoryType, Privilege};
@@ -137,6 +139,7 @@ impl Vmsa {
         VirtAddr(if half.tags { extended } else { address })
     }
 
+    #[inline]
     fn half_of(&self, page: Page) -> Half {
         self.halves[usize::from(page.start().0 >> 63 != 0)]
     }
@@ -148,10 +151,12 @@ impl Format for Vmsa {
     const OWNED: u64 = 1 << 56;
     const CLAIMED: u64 = 1 << 57;
 
+    #[inline]
     fn levels(&self, root: usize) -> u8 {
         self.halves[root].bits.saturating_sub(PAGE_SHIFT as u8).div_ceil(TABLE_BITS).max(1)
     }
 
+    #[inline]
     fn root_of(&self, address: VirtAddr) -> Option<usize> {
         let root = usize::from(address.0 >> 63 != 0);
         let extension = if root == 0 { address.0 } else { !address.0 };
@@ -159,6 +164,7 @@ impl Format for Vmsa {
         (bits != 0 && extension >> bits == 0).then_some(root)
     }
 
+    #[inline]
     fn decode(&self, level: u8, raw: u64) -> Entry {
         if raw & VALID == 0 {
             return Entry::Absent;
@@ -209,10 +215,12 @@ impl Format for Vmsa {
         }
     }
 
+    #[inline]
     fn ordinary_memory(&self) -> MemoryType {
         self.ordinary
     }
 
+    #[inline]
     fn index(&self, page: Page, level: u8) -> usize {
         // The top table of a half may have fewer entries, and the bits above it are all ones in the high half.
         let bits = self.half_of(page).bits.saturating_sub(PAGE_SHIFT as u8);
@@ -220,12 +228,14 @@ impl Format for Vmsa {
         (number >> (u32::from(TABLE_BITS) * u32::from(level))) as usize & (ENTRIES - 1)
     }
 
+    #[inline]
     fn pages(&self, root: usize) -> u64 {
         1 << self.halves[root].bits.saturating_sub(PAGE_SHIFT as u8)
     }
 }
 
 impl Vmsa {
+    #[inline]
     fn decode_table(&self, raw: u64) -> Entry {
         let frame = Frame::containing(raw & ADDRESS);
         // Another physical address space may begin here: nothing below is what it seems.

@@ -188,3 +188,82 @@ mod code {
         }
     }
 }
+
+/// QEMU doesn't show what a wrong order does, so the sequences are compared with what was reviewed.
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    const ROOTS: &str = include_str!("roots.s");
+    const VECTORS: &str = include_str!("vectors.s");
+    const ENTER: &str = include_str!("enter.s");
+    const EXIT: &str = include_str!("exit.s");
+
+    /// The lines of `source` that are not empty or comments, without comments at their ends.
+    fn lines(source: &str) -> Vec<&str> {
+        let lines = source.lines().map(|line| line.split("//").next().unwrap_or_default().trim());
+        lines.filter(|line| !line.is_empty()).collect()
+    }
+
+    /// The lines of the macro `name`.
+    fn body<'s>(source: &'s str, name: &str) -> Vec<&'s str> {
+        let start = |line: &&str| line.strip_prefix(".macro ").is_some_and(|rest| rest.split(' ').next() == Some(name));
+        lines(source).into_iter().skip_while(|line| !start(line)).skip(1).take_while(|&line| line != ".endm").collect()
+    }
+
+    #[test]
+    fn the_flush_policy() {
+        assert_eq!(body(ROOTS, "sandbox_gate_flush"), ["tlbi vmalle1", "dsb nsh", "isb"]);
+        assert_eq!(
+            body(ROOTS, "sandbox_gate_switch_roots"),
+            [
+                "ldp x0, x1, [sp, #{GATE_ROOTS}]",
+                "msr ttbr0_el1, x0",
+                "msr ttbr1_el1, x1",
+                "isb",
+                "sandbox_gate_flush",
+                "ldp x0, x1, [sp, #\\roots]",
+                "msr ttbr0_el1, x0",
+                "msr ttbr1_el1, x1",
+                "isb",
+            ]
+        );
+    }
+
+    #[test]
+    fn roots_change_nowhere_else() {
+        for source in [VECTORS, ENTER, EXIT] {
+            assert!(lines(source).iter().all(|line| !line.contains("tlbi") && !line.starts_with("msr ttbr")));
+        }
+        let switches =
+            |source| lines(source).into_iter().filter(|line| line.starts_with("sandbox_gate_switch")).count();
+        assert_eq!((switches(VECTORS), switches(ENTER), switches(EXIT)), (0, 1, 1));
+    }
+
+    #[test]
+    fn the_way_in_ends_with_the_view() {
+        let enter = lines(ENTER);
+        assert_eq!(
+            enter[enter.len() - 5..],
+            ["sandbox_gate_switch_roots {VIEW_ROOTS}", "ldp x0, x1, [sp, #{FRAME_X}]", "eret", "dsb nsh", "isb"]
+        );
+        let at = |wanted: &str| enter.iter().position(|line| line.starts_with(wanted)).unwrap();
+        // All is saved before the vectors, and they are in force before anything of the sandbox's is.
+        let vectors = at("msr vbar_el1");
+        assert!(enter[..vectors].iter().all(|line| !line.starts_with("msr")));
+        assert!(enter[vectors..].iter().all(|line| !line.starts_with("mrs")));
+        assert!(enter[vectors..].iter().all(|line| !line.contains("HOST_")));
+        assert_eq!(enter[vectors + 1], "isb");
+        assert_eq!(enter[vectors - 2], "mov sp, x0");
+    }
+
+    #[test]
+    fn the_way_out_begins_with_the_host() {
+        let restore = body(EXIT, "sandbox_gate_restore_host");
+        assert_eq!(restore[..2], ["sandbox_gate_switch_roots {HOST_ROOTS}", "sandbox_gate_flush"]);
+        assert_eq!(restore[restore.len() - 2..], ["msr vbar_el1, x1", "isb"]);
+        let exit = lines(EXIT);
+        let leave = exit.iter().position(|&line| line == "sandbox_gate_leave:").unwrap();
+        assert_eq!(exit[leave + 1..leave + 3], ["sandbox_gate_restore_host", "mov sp, x0"]);
+    }
+}

@@ -30,3 +30,55 @@ const _: () = assert!(size_of::<Registers>().is_multiple_of(16));
 const _: () = assert!(offset_of!(Registers, sp) == 31 * size_of::<u64>());
 const _: () = assert!(offset_of!(Registers, pstate) == offset_of!(Registers, pc) + size_of::<u64>());
 const _: () = assert!(offset_of!(Registers, far) == offset_of!(Registers, esr) + size_of::<u64>());
+
+/// The pairs of words that [`Registers`] are.
+#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+const PAIRS: usize = size_of::<Registers>() / PAIR;
+#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+const PAIR: usize = 2 * size_of::<u64>();
+
+// Without vector registers the compiler calls a routine for what follows, one that is made for any length.
+#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+impl Registers {
+    /// Sets all to zero.
+    #[inline(always)]
+    pub(crate) fn clear(&mut self) {
+        // SAFETY: writes `self`, which may hold any bits, and nothing else.
+        unsafe {
+            core::arch::asm!(
+                ".rept {pairs}",
+                "stp xzr, xzr, [{to}], #{pair}",
+                ".endr",
+                to = inout(reg) &raw mut *self => _,
+                pairs = const PAIRS,
+                pair = const PAIR,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+
+    /// Copies all from `source`.
+    ///
+    /// # Safety
+    ///
+    /// 1. `source` can be read.
+    #[inline(always)]
+    pub(crate) unsafe fn copy_from(&mut self, source: *const Registers) {
+        // SAFETY: (1); writes `self`, which may hold any bits, and nothing else.
+        unsafe {
+            core::arch::asm!(
+                ".rept {pairs}",
+                "ldp {first}, {second}, [{from}], #{pair}",
+                "stp {first}, {second}, [{to}], #{pair}",
+                ".endr",
+                from = inout(reg) source => _,
+                to = inout(reg) &raw mut *self => _,
+                first = out(reg) _,
+                second = out(reg) _,
+                pairs = const PAIRS,
+                pair = const PAIR,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+}

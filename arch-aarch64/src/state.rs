@@ -31,10 +31,11 @@
 //! | performance monitors | trap (PMUSERENR_EL0) | as before | [`Controls`] |
 //! | activity monitors | trap (AMUSERENR_EL0) | as before | [`Controls`] |
 //! | debug channel, single step, breakpoints, watchpoints, system PMU | off or trap (MDSCR_EL1) | as before | [`Controls`] |
+//! | statistical profiling, trace buffers | as the host configured them; their buffers aren't in the view, so what is on at EL0 stops with a buffer fault | - | - |
 //! | implementation-defined registers | as the host configured them (ACTLR_EL1, SCTLR_EL1.TIDCP) | - | - |
 //! | pointer authentication keys, memory tags, guarded control stacks, ALLINT | the host has them off | - | probe.rs |
 //! | exclusive monitor | cleared by `eret` | - | - |
-//! | TLB | everything of EL1 and EL0 is dropped | everything is dropped | roots.s |
+//! | TLB | everything of EL1 and EL0 is dropped between the roots | the same, and again after them | roots.s |
 //!
 //! EL0 has no instruction that reads an identification register: those are undefined, or trap.
 //!
