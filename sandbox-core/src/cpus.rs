@@ -6,8 +6,8 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use crate::addr::{Frame, Page, PageRange};
-use crate::arch::Arch;
+use crate::addr::{Frame, PAGE_SIZE, PageRange, VirtAddr};
+use crate::arch::{Arch, MAX_GATE_FRAMES};
 use crate::error::Error;
 use crate::format::ENTRIES;
 use crate::frames::Frames;
@@ -18,23 +18,22 @@ const DIRECTORIES: usize = 8;
 /// The most CPUs there may be.
 pub(crate) const MOST: usize = DIRECTORIES * ENTRIES;
 
-/// Two words per CPU would need a second look-up; the gate's address is its first page, so one says both.
+/// Gates begin with a page, so the low bits of the address say how many pages there are: not the same on all CPUs, since the
+/// host's task state may lie on one page or on two.
+const PAGES: u64 = PAGE_SIZE as u64 - 1;
+const _: () = assert!((MAX_GATE_FRAMES as u64) < PAGES);
+
+/// One word per CPU: the gate's address plus its number of pages, or zero.
 pub(crate) struct Cpus {
-    /// Physical addresses of frames of addresses; zero where there is none yet.
+    /// Physical addresses of frames of such words; zero where there is none yet.
     directories: [AtomicU64; DIRECTORIES],
-    /// How many pages of gate data a CPU has, the host's frames included; the same on each.
-    pages: AtomicUsize,
     /// How many CPUs have been started: tells a view that its gate mappings are out of date.
     started: AtomicUsize,
 }
 
 impl Cpus {
     pub(crate) const fn new() -> Cpus {
-        Cpus {
-            directories: [const { AtomicU64::new(0) }; DIRECTORIES],
-            pages: AtomicUsize::new(0),
-            started: AtomicUsize::new(0),
-        }
+        Cpus { directories: [const { AtomicU64::new(0) }; DIRECTORIES], started: AtomicUsize::new(0) }
     }
 
     fn slot<'a, H: Host, A: Arch>(&self, frames: &'a Frames<H, A>, cpu: usize) -> Option<&'a AtomicU64> {
@@ -44,8 +43,8 @@ impl Cpus {
 
     /// The gate of `cpu`, if it was started.
     pub(crate) fn gate<H: Host, A: Arch>(&self, frames: &Frames<H, A>, cpu: usize) -> Option<NonNull<A::Gate>> {
-        let address = self.slot(frames, cpu)?.load(Ordering::Acquire);
-        NonNull::new(core::ptr::with_exposed_provenance_mut(address as usize))
+        let word = self.slot(frames, cpu)?.load(Ordering::Acquire);
+        NonNull::new(core::ptr::with_exposed_provenance_mut((word & !PAGES) as usize))
     }
 
     /// Makes room for `cpu`. Called under the HAL's lock.
@@ -60,7 +59,7 @@ impl Cpus {
         }
     }
 
-    /// Records a gate of `pages` pages as ready. Room was reserved.
+    /// Records a gate of `pages` pages, which begins with the first, as ready. Room was reserved.
     pub(crate) fn publish<H: Host, A: Arch>(
         &self,
         frames: &Frames<H, A>,
@@ -68,9 +67,8 @@ impl Cpus {
         gate: NonNull<A::Gate>,
         pages: usize,
     ) {
-        self.pages.store(pages, Ordering::Relaxed);
         if let Some(slot) = self.slot(frames, cpu) {
-            slot.store(gate.as_ptr().expose_provenance() as u64, Ordering::Release);
+            slot.store(gate.as_ptr().expose_provenance() as u64 | pages as u64, Ordering::Release);
         }
         self.started.fetch_add(1, Ordering::Release);
     }
@@ -82,10 +80,9 @@ impl Cpus {
 
     /// The pages of all gates, as far as they are ready.
     pub(crate) fn ranges<H: Host, A: Arch>(&self, frames: &Frames<H, A>) -> impl Iterator<Item = PageRange> {
-        let pages = self.pages.load(Ordering::Relaxed) as u64;
         (0..frames.host().cpu_count().min(MOST)).filter_map(move |cpu| {
-            let start = self.gate(frames, cpu)?.as_ptr().addr() as u64;
-            PageRange::new(Page::from_start(crate::addr::VirtAddr(start))?, pages)
+            let word = self.slot(frames, cpu)?.load(Ordering::Acquire);
+            PageRange::new(VirtAddr(word).page(), word & PAGES).filter(|range| !range.is_empty())
         })
     }
 

@@ -173,7 +173,10 @@ impl fmt::Display for Error {
             Error::NoStack => write!(f, "a sandbox needs at least one page of stack"),
             Error::CpuNotStarted(cpu) => write!(f, "CPU {cpu} was not started: call Hal::start_cpu on it first"),
             Error::TablesReplaced => {
-                write!(f, "this CPU's descriptor table was replaced after Hal::start_cpu: keep the one that was installed")
+                write!(
+                    f,
+                    "this CPU's descriptor table was replaced after Hal::start_cpu: keep the one that was installed"
+                )
             }
             Error::TooManyCpus { cpus, most } => {
                 write!(f, "{cpus} CPUs, but the HAL serves {most} at most")

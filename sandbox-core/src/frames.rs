@@ -29,29 +29,30 @@ impl<H: Host, A: Arch> Frames<H, A> {
     /// A zeroed frame, recorded as `purpose` (not a counted use).
     pub(crate) fn allocate(&self, purpose: FrameUse) -> Result<Frame, Error> {
         let frame = self.host.allocate_frame().ok_or(Error::OutOfFrames)?;
-        let recorded = self.record.with(|record| {
-            if record.get(&self.host, frame) != FrameUse::None || record.is_node(&self.host, frame) {
-                return Err(Error::FrameInUse(frame));
-            }
-            record.set(&self.host, frame, purpose)
+        let recorded = self.record.with(|record| match record.is_free(&self.host, frame) {
+            true => record.set(&self.host, frame, purpose).map(|()| true),
+            false => Ok(false),
         });
         match recorded {
-            Ok(()) => {
-                // SAFETY: the host gave us the frame (Host, condition 1), and its pointer covers it (condition 2).
-                unsafe { self.host.frame_pointer(frame).write_bytes(0, PAGE_SIZE) };
+            Ok(true) => {
+                self.clear(frame);
                 Ok(frame)
             }
-            Err(Error::OutOfFrames) => {
-                // SAFETY: (1) allocated above, (2) nothing refers to it yet.
-                unsafe {
-                    self.host.frame_pointer(frame).write_bytes(0, PAGE_SIZE);
-                    self.host.free_frame(frame);
-                }
-                Err(Error::OutOfFrames)
-            }
             // The frame is somebody's: it is not ours to give back.
-            Err(error) => Err(error),
+            Ok(false) => Err(Error::FrameInUse(frame)),
+            Err(error) => {
+                self.clear(frame);
+                // SAFETY: (1) allocated above, (2) nothing refers to it yet.
+                unsafe { self.host.free_frame(frame) };
+                Err(error)
+            }
         }
+    }
+
+    /// Zeroes a frame that the host has just given us, or that nobody uses any more.
+    fn clear(&self, frame: Frame) {
+        // SAFETY: the frame is ours (Host, condition 1), and its pointer covers it (condition 2); no reference into it exists.
+        unsafe { self.host.frame_pointer(frame).write_bytes(0, PAGE_SIZE) };
     }
 
     /// Zeroes a frame and gives it back.
@@ -60,15 +61,33 @@ impl<H: Host, A: Arch> Frames<H, A> {
     ///
     /// 1. `frame` came from [`allocate`](Frames::allocate), and no table or pointer that will be used again refers to it.
     pub(crate) unsafe fn free(&self, frame: Frame) {
+        // First: once the record knows nothing of the frame, it could be granted.
+        self.clear(frame);
         self.record.with(|record| {
             // Never fails: an existing entry is cleared.
             let _ = record.set(&self.host, frame, FrameUse::None);
         });
-        // SAFETY: the caller's promise covers both conditions of `free_frame`, and the frame is still ours to write.
-        unsafe {
-            self.host.frame_pointer(frame).write_bytes(0, PAGE_SIZE);
-            self.host.free_frame(frame);
-        }
+        // SAFETY: the caller's promise covers both conditions of `free_frame`.
+        unsafe { self.host.free_frame(frame) };
+    }
+
+    /// Enters a frame of the host's that the gate lies in, so that it can't be granted. `false` if that was done before.
+    pub(crate) fn reserve_gate(&self, frame: Frame) -> Result<bool, Error> {
+        self.record.with(|record| match record.get(&self.host, frame) {
+            FrameUse::Gate => Ok(false),
+            _ if record.is_free(&self.host, frame) => record.set(&self.host, frame, FrameUse::Gate).map(|()| true),
+            _ => Err(Error::FrameInUse(frame)),
+        })
+    }
+
+    /// Takes back [`reserve_gate`](Frames::reserve_gate).
+    pub(crate) fn release_gate(&self, frame: Frame) {
+        self.record.with(|record| {
+            if record.get(&self.host, frame) == FrameUse::Gate {
+                // Never fails: an existing entry is cleared.
+                let _ = record.set(&self.host, frame, FrameUse::None);
+            }
+        });
     }
 
     /// Checks that a frame of the host's may be granted with `permissions` at `page`, and counts the grant if it writes or
@@ -103,6 +122,18 @@ impl<H: Host, A: Arch> Frames<H, A> {
         if counted(permissions) {
             self.record.with(|record| record.unclaim(&self.host, frame));
         }
+    }
+
+    /// What the record says of `frame`.
+    #[cfg(test)]
+    pub(crate) fn purpose(&self, frame: Frame) -> FrameUse {
+        self.record.with(|record| record.get(&self.host, frame))
+    }
+
+    /// Whether the record lies in `frame`.
+    #[cfg(test)]
+    pub(crate) fn is_node(&self, frame: Frame) -> bool {
+        self.record.with(|record| record.is_node(&self.host, frame))
     }
 
     /// Entry `index` of the table in `frame`.

@@ -3,7 +3,7 @@
 use core::ffi::c_void;
 use core::ptr::NonNull;
 
-use crate::addr::{Frame, Page, PageRange};
+use crate::addr::{Frame, Page, PageRange, VirtAddr};
 use crate::arch::{Arch, FatalHook, MAX_GATE_FRAMES};
 use crate::cpus::{Cpus, MOST};
 use crate::error::Error;
@@ -105,20 +105,14 @@ impl<H: Host, A: Arch> Hal<H, A> {
         if cpu >= self.host().cpu_count() {
             return Err(Error::TooManyCpus { cpus: cpu, most: self.host().cpu_count() });
         }
+        const { assert!(A::GATE_FRAMES > 0 && A::GATE_FRAMES <= MAX_GATE_FRAMES) };
         let mut list = [self.empty; MAX_GATE_FRAMES];
         let (own, shared) = list.split_at_mut(A::GATE_FRAMES);
-        let shared = self.arch.host_frames(&|page| self.host_frame(page), shared)?;
+        let count = self.arch.host_frames(&|page| self.host_frame(page), shared)?;
+        let shared = shared.get(..count).ok_or(Error::GateNotMapped)?;
         self.template.with(|_| self.cpus.reserve(&self.frames, cpu))?;
-        for index in 0..own.len() {
-            own[index] = match self.frames.allocate(FrameUse::Gate) {
-                Ok(frame) => frame,
-                Err(error) => {
-                    self.give_back(&own[..index]);
-                    return Err(error);
-                }
-            };
-        }
-        let all = A::GATE_FRAMES + shared;
+        self.take_gate(own, shared)?;
+        let all = A::GATE_FRAMES + count;
         // SAFETY: (1) the HAL is 'static and keeps the frames from here on.
         let Some(gate) = (unsafe { self.host().map_gate(&list[..all]) }) else {
             self.give_back(&list[..A::GATE_FRAMES]);
@@ -126,7 +120,8 @@ impl<H: Host, A: Arch> Hal<H, A> {
         };
         // The host has mapped the frames for good: from here on they stay taken, whatever happens.
         let range = PageRange::new(gate, all as u64).ok_or(Error::GateNotMapped)?;
-        if range.overlaps(self.window) {
+        let mapped = range.pages().zip(&list).all(|(page, &frame)| self.host_frame(page) == Some(frame));
+        if range.overlaps(self.window) || !mapped {
             return Err(Error::GateNotMapped);
         }
         let mut added = Err(Error::GateNotMapped);
@@ -137,7 +132,29 @@ impl<H: Host, A: Arch> Hal<H, A> {
         let hook = FatalHook { hal: (&raw const *self).cast(), call: fatal::<H, A> };
         // SAFETY: (1) the caller's promise; (2) the frames are zeroed and mapped, the host's behind them; (3) `self` is 'static.
         let gate = unsafe { self.arch.start_cpu(gate, config, hook) }?;
+        // Views take over the pages that the gate's address begins.
+        if VirtAddr::of(gate.as_ptr()) != range.start().start() {
+            return Err(Error::GateNotMapped);
+        }
         self.template.with(|_| self.cpus.publish(&self.frames, cpu, gate, all));
+        Ok(())
+    }
+
+    /// Allocates a gate's own frames, and enters the host's that it shows again: a sandbox that could write one of those
+    /// could take over the CPU. All or nothing of the former; the latter are the gate's for good.
+    fn take_gate(&self, own: &mut [Frame], shared: &[Frame]) -> Result<(), Error> {
+        for &frame in shared {
+            self.frames.reserve_gate(frame)?;
+        }
+        for index in 0..own.len() {
+            own[index] = match self.frames.allocate(FrameUse::Gate) {
+                Ok(frame) => frame,
+                Err(error) => {
+                    self.give_back(&own[..index]);
+                    return Err(error);
+                }
+            };
+        }
         Ok(())
     }
 
@@ -203,13 +220,20 @@ unsafe extern "C" fn fatal<H: Host, A: Arch>(hal: *const c_void, report: &FatalR
     hal.host().fatal(report)
 }
 
-/// The window must be translatable from end to end by one root, and hold at least one table's worth of pages.
+/// The window must be translatable from end to end by one root, hold at least one table's worth of pages, and not begin at
+/// address zero, which empty buffers would be at.
 fn check_window<F: Format>(format: F, window: PageRange) -> Result<(), Error> {
     let first = format.root_of(window.start().start());
     let last = window.count().checked_sub(1).and_then(|last| window.start().checked_add(last));
-    match (first, last.map(|last| format.root_of(last.start()))) {
-        (Some(first), Some(Some(last))) if first == last && window.count() >= ENTRIES as u64 => Ok(()),
-        _ => Err(Error::BadWindow(window)),
+    let (Some(first), Some(Some(last))) = (first, last.map(|last| format.root_of(last.start()))) else {
+        return Err(Error::BadWindow(window));
+    };
+    // Both halves of an address space may have one root, with addresses in between that nothing translates: those are
+    // more than a root has.
+    let whole = first == last && window.count() <= format.pages(first);
+    match whole && window.count() >= ENTRIES as u64 && window.start().number() != 0 {
+        true => Ok(()),
+        false => Err(Error::BadWindow(window)),
     }
 }
 

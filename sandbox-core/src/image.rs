@@ -9,9 +9,10 @@ use crate::arch::Arch;
 use crate::error::Error;
 use crate::format::{Format, Privilege, Roots};
 use crate::frames::Frames;
+use crate::grant::HostGrant;
 use crate::host::Host;
-use crate::permissions::Permissions;
-use crate::tables::{HostGrant, Tables};
+use crate::permissions::{Access, Permissions};
+use crate::tables::Tables;
 
 /// Tables shared by all sandboxes of a HAL.
 pub(crate) struct Template<F: Format> {
@@ -19,6 +20,8 @@ pub(crate) struct Template<F: Format> {
     pub(crate) tables: Tables<F>,
     /// The gate alone.
     pub(crate) gate: Tables<F>,
+    /// Never run on: the host's code that views don't have. As long as it stands here nobody can be granted it for writing.
+    pub(crate) kept: Tables<F>,
 }
 
 impl<F: Format> Template<F> {
@@ -28,7 +31,8 @@ impl<F: Format> Template<F> {
         format: F,
         host_roots: &Roots,
     ) -> Result<Self, Error> {
-        let mut template = Template { tables: Tables::new(format), gate: Tables::new(format) };
+        let mut template =
+            Template { tables: Tables::lasting(format), gate: Tables::lasting(format), kept: Tables::new(format) };
         match template.fill(frames, host_roots) {
             Ok(()) => {
                 A::publish_tables();
@@ -52,6 +56,9 @@ impl<F: Format> Template<F> {
                 for part in without(range, image.excluded, gate) {
                     let _ = grant.grant(&mut self.tables, part)?;
                 }
+                if permissions.allows(Access::Execute) {
+                    self.keep(&grant, range, image.excluded, gate)?;
+                }
             }
         }
         let grant = HostGrant {
@@ -65,6 +72,26 @@ impl<F: Format> Template<F> {
         for page in gate.pages() {
             let _ = grant.grant(&mut self.tables, PageRange::single(page))?;
             let _ = grant.grant(&mut self.gate, PageRange::single(page))?;
+            if let Some(mapping) = self.gate.lookup(frames, page) {
+                frames.reserve_gate(mapping.frame)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts the parts of the text that are left out of views as executable: they are, by the host.
+    fn keep<H: Host, A: Arch<Format = F>>(
+        &mut self,
+        grant: &HostGrant<'_, F, H, A>,
+        text: PageRange,
+        excluded: &[PageRange],
+        gate: PageRange,
+    ) -> Result<(), Error> {
+        for page in text.pages().filter(|&page| in_any(excluded, page) && !gate.contains(page)) {
+            // What the host can't execute itself, or lets nobody have, needs no counting.
+            if let Err(error @ Error::OutOfFrames) = grant.grant(&mut self.kept, PageRange::single(page)) {
+                return Err(error);
+            }
         }
         Ok(())
     }
@@ -79,7 +106,7 @@ impl<F: Format> Template<F> {
         let grant = gate_data(frames, self.tables.format(), host_roots);
         let _ = grant.grant(&mut self.tables, range)?;
         if let Err(error) = grant.grant(&mut self.gate, range) {
-            // Tables that are private to the template and were just made: this cannot fail.
+            // Only what was just added goes away again, page by page in tables of our own: this cannot fail.
             let _ = self.tables.unmap(frames, range);
             return Err(error);
         }
@@ -88,8 +115,14 @@ impl<F: Format> Template<F> {
     }
 
     pub(crate) fn destroy<H: Host, A: Arch<Format = F>>(&mut self, frames: &Frames<H, A>) {
+        for page in A::gate_text().pages() {
+            if let Some(mapping) = self.gate.lookup(frames, page) {
+                frames.release_gate(mapping.frame);
+            }
+        }
         self.tables.destroy(frames);
         self.gate.destroy(frames);
+        self.kept.destroy(frames);
     }
 }
 

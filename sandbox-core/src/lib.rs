@@ -5,7 +5,7 @@
 //! machine. From the outside in:
 //!
 //! * [`Hal`]: one per kernel. [`Sandbox`]: an address space with a stack and buffers. [`Run`]: a call in progress.
-//! * `view`: the tables a sandbox runs on, begun from the `image` template; `tables` writes them, `walk` reads them.
+//! * `view`: the tables a sandbox runs on, begun from the `image` template; `tables`, `grant` and `changes` write them, `walk` reads them.
 //! * `frames` and `record`: where memory comes from, and what each frame is used for.
 
 #![no_std]
@@ -16,11 +16,13 @@ extern crate std;
 pub mod addr;
 pub mod arch;
 mod argument;
+mod changes;
 mod cpus;
 mod error;
 mod exit;
 pub mod format;
 mod frames;
+mod grant;
 mod hal;
 mod host;
 mod image;
@@ -29,7 +31,10 @@ mod permissions;
 mod record;
 mod run;
 mod sandbox;
+mod spurious;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod view;
 pub mod walk;
 mod window;

@@ -73,8 +73,39 @@ const _: () = assert!(size_of::<u16>() << LEAF_BITS == PAGE_SIZE && 1 << NODE_BI
 /// The tree. An entry is the physical address of a node plus that node's population, or zero.
 pub(crate) struct Record {
     top: [u64; TOP],
-    /// All node frames that ever existed lie in these numbers: a quick way to say that a frame is no node.
-    nodes: (u64, u64),
+    nodes: Filter,
+}
+
+/// How many nodes there are of each hash: a quick way to say that a frame is none. A count that has reached its end stays.
+struct Filter([u8; 1 << FILTER_BITS]);
+
+const FILTER_BITS: u32 = 10;
+
+impl Filter {
+    fn count(&mut self, node: Frame) -> &mut u8 {
+        &mut self.0[Self::hash(node)]
+    }
+
+    /// Fibonacci hashing: the upper bits of a product with 2^64 divided by the golden ratio.
+    fn hash(node: Frame) -> usize {
+        (node.number().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - FILTER_BITS)) as usize
+    }
+
+    fn add(&mut self, node: Frame) {
+        let count = self.count(node);
+        *count = count.saturating_add(1);
+    }
+
+    fn remove(&mut self, node: Frame) {
+        let count = self.count(node);
+        if *count != u8::MAX {
+            *count -= 1;
+        }
+    }
+
+    fn may_contain(&self, node: Frame) -> bool {
+        self.0[Self::hash(node)] != 0
+    }
 }
 
 /// The entries passed on the way to a frame's leaf, top first.
@@ -82,7 +113,7 @@ type Path = [*mut u64; LEVELS];
 
 impl Record {
     pub(crate) const fn new() -> Record {
-        Record { top: [0; TOP], nodes: (u64::MAX, 0) }
+        Record { top: [0; TOP], nodes: Filter([0; 1 << FILTER_BITS]) }
     }
 
     fn node(host: &impl Host, entry: u64) -> *mut u64 {
@@ -92,6 +123,10 @@ impl Record {
     fn index(number: u64, level: usize) -> usize {
         let shift = LEAF_BITS + NODE_BITS * (LEVELS - 1 - level) as u32;
         (number >> shift) as usize & if level == 0 { TOP - 1 } else { ENTRIES - 1 }
+    }
+
+    fn slot(number: u64) -> usize {
+        number as usize & ((1 << LEAF_BITS) - 1)
     }
 
     /// The way to `frame`'s use, made where it is missing if `create`.
@@ -106,12 +141,15 @@ impl Record {
                     if !create {
                         return Ok(None);
                     }
-                    let Some(node) = host.allocate_frame() else {
-                        self.prune(host, &path, level);
-                        return Err(Error::OutOfFrames);
+                    let node = match host.allocate_frame() {
+                        Some(node) if self.is_free(host, node) && node != frame => node,
+                        refused => {
+                            prune(host, &mut self.nodes, &path, level);
+                            return Err(refused.map_or(Error::OutOfFrames, Error::FrameInUse));
+                        }
                     };
                     host.frame_pointer(node).write_bytes(0, PAGE_SIZE);
-                    self.nodes = (self.nodes.0.min(node.number()), self.nodes.1.max(node.number()));
+                    self.nodes.add(node);
                     *path[level] = node.start();
                     if level > 0 {
                         *path[level - 1] += 1;
@@ -121,40 +159,35 @@ impl Record {
                 if level + 1 < LEVELS {
                     path[level + 1] = node.add(Self::index(frame.number(), level + 1));
                 } else {
-                    let slot = frame.number() as usize & ((1 << LEAF_BITS) - 1);
-                    return Ok(Some((path, node.cast::<u16>().add(slot))));
+                    return Ok(Some((path, node.cast::<u16>().add(Self::slot(frame.number())))));
                 }
             }
         }
         Ok(None)
     }
 
-    /// Gives back the nodes of `path` above index `below` that have become empty, deepest first.
-    fn prune(&mut self, host: &impl Host, path: &Path, below: usize) {
-        for level in (0..below).rev() {
-            // SAFETY: as in `path`; an entry with population 0 points to a node that nothing points into any more, so the
-            // frame, which came from `allocate_frame`, can go back. Its bytes are all zero, as empty nodes are.
+    /// What `frame` is used for.
+    pub(crate) fn get(&self, host: &impl Host, frame: Frame) -> FrameUse {
+        let mut entry = self.top[Self::index(frame.number(), 0)];
+        for level in 1..=LEVELS {
+            if entry == 0 {
+                return FrameUse::None;
+            }
+            let node = Self::node(host, entry);
+            // SAFETY: a node is a live frame of entries, or of uses at the last level; both indices are below their number.
             unsafe {
-                let entry = *path[level];
-                if entry & POPULATION != 0 {
-                    return;
+                if level == LEVELS {
+                    return FrameUse::decode(*node.cast::<u16>().add(Self::slot(frame.number())));
                 }
-                *path[level] = 0;
-                host.free_frame(Frame::containing(entry));
-                if level > 0 {
-                    *path[level - 1] -= 1;
-                }
+                entry = *node.add(Self::index(frame.number(), level));
             }
         }
+        FrameUse::None
     }
 
-    /// What `frame` is used for.
-    pub(crate) fn get(&mut self, host: &impl Host, frame: Frame) -> FrameUse {
-        match self.path(host, frame, false) {
-            // SAFETY: the pointer leads into a live leaf node; see `path`.
-            Ok(Some((_, slot))) => FrameUse::decode(unsafe { *slot }),
-            _ => FrameUse::None,
-        }
+    /// Whether the HAL does not use `frame` for anything, the record itself included.
+    pub(crate) fn is_free(&self, host: &impl Host, frame: Frame) -> bool {
+        self.get(host, frame) == FrameUse::None && !self.is_node(host, frame)
     }
 
     /// Records a new use of `frame`. Fails, and changes nothing, when memory for a node is lacking.
@@ -171,7 +204,7 @@ impl Record {
             }
             *slot = new.encode();
         }
-        self.prune(host, &path, LEVELS);
+        prune(host, &mut self.nodes, &path, LEVELS);
         Ok(())
     }
 
@@ -213,7 +246,27 @@ impl Record {
             // SAFETY: a node above the leaves is a live frame of `ENTRIES` entries.
             level + 1 < LEVELS && (0..ENTRIES).any(|i| search(host, unsafe { *node.add(i) }, level + 1, frame))
         }
-        (self.nodes.0..=self.nodes.1).contains(&frame.number())
-            && self.top.iter().any(|&entry| search(host, entry, 0, frame))
+        self.nodes.may_contain(frame) && self.top.iter().any(|&entry| search(host, entry, 0, frame))
+    }
+}
+
+/// Gives back the nodes of `path` above index `below` that have become empty, deepest first.
+fn prune(host: &impl Host, nodes: &mut Filter, path: &Path, below: usize) {
+    for level in (0..below).rev() {
+        // SAFETY: as in `Record::path`, which made `path` and whose tree is still borrowed mutably; an entry with population 0
+        // points to a node that nothing points into any more, so the frame, which came from `allocate_frame`, can go
+        // back. Its bytes are all zero, as empty nodes are.
+        unsafe {
+            let entry = *path[level];
+            if entry & POPULATION != 0 {
+                return;
+            }
+            *path[level] = 0;
+            host.free_frame(Frame::containing(entry));
+            nodes.remove(Frame::containing(entry));
+            if level > 0 {
+                *path[level - 1] -= 1;
+            }
+        }
     }
 }

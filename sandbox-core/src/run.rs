@@ -19,10 +19,6 @@ use crate::permissions::Access;
 use crate::sandbox::Sandbox;
 use crate::view::ViewMemory;
 
-/// How often in a row the CPU may refuse an access to one page that the tables allow, because it still holds a translation of
-/// the host's for it, before that is taken for a fault.
-const SPURIOUS_LIMIT: u32 = 8;
-
 /// A call that has begun and not ended.
 #[must_use = "a run does nothing until it is stepped"]
 pub struct Run<'r, 'a, H: Host, A: Arch, T: Arguments, R> {
@@ -55,6 +51,8 @@ impl<'r, 'a, H: Host, A: Arch, T: Arguments, R: FromBytes + 'static> Run<'r, 'a,
         let state = A::mask_interrupts();
         let trap = self.enter(state);
         if let Ok(Trap::Interrupt(interrupt)) = trap {
+            // The host's handler may bring stale translations back.
+            self.sandbox.spurious.reset();
             // SAFETY: (1) from the `enter` just above, interrupts masked since; (2) `state` is how the caller's were.
             unsafe { A::forward(interrupt, state) };
             return Ok(Progress::Suspended(self));
@@ -121,9 +119,7 @@ impl<'r, 'a, H: Host, A: Arch, T: Arguments, R: FromBytes + 'static> Run<'r, 'a,
         }
         if sandbox.view.allows(sandbox.hal, address, access) {
             let page = address.page();
-            let times = if sandbox.spurious.0 == page { sandbox.spurious.1 + 1 } else { 1 };
-            sandbox.spurious = (page, times);
-            if times > SPURIOUS_LIMIT {
+            if !sandbox.spurious.tolerate(A::program_counter(&sandbox.registers), page) {
                 return Some(FaultKind::Unexplained);
             }
             sandbox.stale = Some(page);

@@ -13,6 +13,7 @@ use crate::hal::Hal;
 use crate::host::Host;
 use crate::permissions::Permissions;
 use crate::run::{Progress, Run};
+use crate::spurious::Spurious;
 use crate::view::View;
 use crate::window::{Placement, Window};
 
@@ -91,8 +92,8 @@ pub struct Sandbox<'a, H: Host, A: Arch> {
     pub(crate) registers: A::Registers,
     /// Translation of this page to be dropped before the next entry.
     pub(crate) stale: Option<Page>,
-    /// The page of the last spurious fault, and how many there were in a row.
-    pub(crate) spurious: (Page, u32),
+    /// Refusals that the tables don't explain.
+    pub(crate) spurious: Spurious,
     /// The host's pointer to the block at the top of the stack.
     block: *mut Block,
 }
@@ -113,7 +114,7 @@ impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
             .and_then(|()| view.pointer(hal, block).ok_or(Error::NotMapped(block.page())))
             .inspect_err(|_| view.destroy(hal))?
             .cast();
-        let spurious = (window.top_page(), 0);
+        let spurious = Spurious::default();
         Ok(Sandbox { hal, view, window, registers: A::Registers::default(), stale: None, spurious, block })
     }
 
@@ -155,8 +156,8 @@ impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
         if range.is_empty() {
             return Err(Error::Empty(range.start().start()));
         }
-        if self.window.overlaps(range) {
-            return Err(Error::SandboxMemory(range.start()));
+        if let Some(page) = self.window.overlap(range) {
+            return Err(Error::SandboxMemory(page));
         }
         self.view.grant(self.hal, range, permissions)
     }
@@ -165,9 +166,8 @@ impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
     ///
     /// # Errors
     ///
-    /// [`Error::NotGranted`] if a page isn't in the sandbox, [`Error::SandboxMemory`] for its own stack and buffers;
-    /// nothing is revoked then. [`Error::OutOfFrames`] if a private copy of a shared table was needed; then a part of the
-    /// range may be gone.
+    /// [`Error::NotGranted`] if a page isn't in the sandbox, [`Error::SandboxMemory`] for its own stack and buffers,
+    /// [`Error::OutOfFrames`] if a private copy of a shared table was needed. Nothing is revoked then.
     pub fn revoke(&mut self, range: PageRange) -> Result<(), Error> {
         self.check_grant(range)?;
         self.view.restrict(self.hal, range, None)
@@ -187,8 +187,8 @@ impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
         if range.is_empty() {
             return Err(Error::Empty(range.start().start()));
         }
-        if self.window.overlaps(range) {
-            return Err(Error::SandboxMemory(range.start()));
+        if let Some(page) = self.window.overlap(range) {
+            return Err(Error::SandboxMemory(page));
         }
         Ok(())
     }
@@ -227,15 +227,19 @@ impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
         R: FromBytes + 'static,
     {
         let _ = function;
-        if self.reserve(&mut arguments).is_err_and(|error| matches!(error, Error::WindowFull { .. })) {
-            self.window.clear(self.hal, &mut self.view);
+        match self.reserve(&mut arguments) {
+            Err(Error::WindowFull { .. }) => {
+                self.window.clear(self.hal, &mut self.view);
+                self.reserve(&mut arguments)?;
+            }
+            result => result?,
         }
-        self.reserve(&mut arguments)?;
         self.fill(&mut arguments)?;
         let block = VirtAddr(self.window.top_page().start().0 + BLOCK_OFFSET as u64);
         let entry: unsafe extern "C" fn(*mut Block) = thunk::<F, T, R>;
         let start = Start { function: VirtAddr(entry as *const () as u64), argument: block, stack: block };
         self.hal.arch.prepare(&mut self.registers, start);
+        self.spurious.reset();
         Ok(Run::new(self, arguments))
     }
 

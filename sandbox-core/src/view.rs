@@ -8,18 +8,19 @@ use crate::addr::{Frame, PAGE_SIZE, Page, PageRange, VirtAddr};
 use crate::arch::{Arch, Memory, ViewRoots};
 use crate::error::Error;
 use crate::format::{Format, Leaf, MAX_ROOTS, Privilege};
+use crate::grant::HostGrant;
 use crate::hal::Hal;
 use crate::host::Host;
 use crate::image::gate_data;
 use crate::permissions::{Access, Permissions};
 use crate::record::FrameUse;
-use crate::tables::{HostGrant, Ownership, Tables};
+use crate::tables::{Ownership, Tables};
 use crate::walk::Mapping;
 
 pub(crate) struct View<F: Format> {
     tables: Tables<F>,
-    /// How many CPUs had been started when the view last took the gate over; `None`: before it ever did.
-    gates: Option<usize>,
+    /// How many CPUs had been started when the view last took their gates over.
+    gates: usize,
     gate_roots: [u64; MAX_ROOTS],
 }
 
@@ -29,16 +30,26 @@ fn addresses(roots: &[Option<Frame>; MAX_ROOTS], empty: Frame) -> [u64; MAX_ROOT
 
 impl<F: Format> View<F> {
     pub(crate) fn new<H: Host, A: Arch<Format = F>>(hal: &Hal<H, A>) -> Result<Self, Error> {
-        let tables = hal.template.with(|template| template.tables.share(&hal.frames))?;
-        Ok(View { tables, gates: None, gate_roots: [0; MAX_ROOTS] })
+        // Asked first: a gate is in the template before it counts as started.
+        let gates = hal.cpus.started();
+        hal.template.with(|template| {
+            let gate_roots = addresses(template.gate.roots(), hal.empty);
+            Ok(View { tables: template.tables.share(&hal.frames)?, gates, gate_roots })
+        })
+    }
+
+    /// The tables, for tests to look through.
+    #[cfg(test)]
+    pub(crate) fn tables(&self) -> &Tables<F> {
+        &self.tables
     }
 
     /// The roots to run on. Takes over the gates of CPUs that were started since the last time.
     pub(crate) fn roots<H: Host, A: Arch<Format = F>>(&mut self, hal: &Hal<H, A>) -> Result<ViewRoots, Error> {
         let started = hal.cpus.started();
-        if self.gates != Some(started) {
+        if self.gates != started {
             self.adopt_gates(hal)?;
-            self.gates = Some(started);
+            self.gates = started;
         }
         Ok(ViewRoots { view: addresses(self.tables.roots(), hal.empty), gate: self.gate_roots })
     }
@@ -120,11 +131,13 @@ impl<F: Format> View<F> {
         range: PageRange,
         permissions: Option<Permissions>,
     ) -> Result<(), Error> {
-        for page in range.pages() {
+        let mut rest = range;
+        while !rest.is_empty() {
+            let page = rest.start();
             match self.lookup(hal, page) {
                 None => return Err(Error::NotGranted(page)),
                 Some(mapping) if !mapping.unprivileged => return Err(Error::SandboxMemory(page)),
-                Some(_) => {}
+                Some(mapping) => rest = rest.skip(mapping.pages_from(page)),
             }
         }
         // Stale translations: nobody uses them, see the module comment, and the next entry drops them.
@@ -182,9 +195,11 @@ impl<H: Host, A: Arch> ViewMemory<'_, H, A> {
                 break;
             };
             let count = (PAGE_SIZE - here.page_offset()).min(into.len() - done);
-            // SAFETY: the page is mapped in the view, so its frame is in use and its pointer covers the rest of the frame; `count`
-            // ends with the page and with `into`. The bytes may be the host's own, which it can read itself.
-            unsafe { pointer.copy_to_nonoverlapping(into[done..].as_mut_ptr(), count) };
+            for (index, byte) in into[done..done + count].iter_mut().enumerate() {
+                // SAFETY: the page is mapped in the view, so its frame is in use and its pointer covers the rest of the frame; `count`
+                // ends with the page. Volatile, since the bytes may be the host's own, which other CPUs may change.
+                *byte = unsafe { pointer.add(index).read_volatile() };
+            }
             done += count;
         }
         done

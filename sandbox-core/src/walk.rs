@@ -19,6 +19,13 @@ pub struct Mapping {
     pub unprivileged: bool,
 }
 
+impl Mapping {
+    /// How many pages from `page` on, which this maps, the same leaf maps.
+    pub(crate) fn pages_from(&self, page: Page) -> u64 {
+        pages_at(self.level) - (page.number() & (pages_at(self.level) - 1))
+    }
+}
+
 /// Looks `page` up. `read` returns an entry of a table.
 pub fn walk<F: Format>(format: F, roots: &Roots, page: Page, read: impl Fn(Frame, usize) -> u64) -> Option<Mapping> {
     let root = format.root_of(page.start())?;

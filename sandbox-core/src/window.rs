@@ -127,9 +127,9 @@ impl Window {
         FaultKind::Unmapped
     }
 
-    /// Whether any page of `range` is in the window.
-    pub(crate) fn overlaps(&self, range: PageRange) -> bool {
-        self.range.overlaps(range)
+    /// The first page of `range` that is in the window.
+    pub(crate) fn overlap(&self, range: PageRange) -> Option<Page> {
+        self.range.overlaps(range).then(|| self.range.start().max(range.start()))
     }
 
     /// The page that holds the top of the stack.

@@ -1,0 +1,21 @@
+//! Tests on a simulated machine: physical memory, a host's page tables in it, and a CPU that obeys the view's.
+//!
+//! [`machine`], [`layout`] and [`processor`] simulate; a [`rig::Rig`] is a machine with a HAL on it. [`audit`] checks
+//! what must hold of every view at any time. When a machine goes away, all that the HAL took must have come back.
+
+mod audit;
+mod calls;
+mod changes;
+mod exhaustion;
+mod faults;
+mod grants;
+mod image;
+mod layout;
+mod machine;
+mod model;
+mod processor;
+mod record;
+mod rig;
+mod sharing;
+mod start;
+mod window;

@@ -1,0 +1,394 @@
+//! Physical memory and a host kernel's page tables in it.
+//!
+//! Memory is one allocation. Frames are handed out full of rubbish, from both ends by turns, and must come back zeroed,
+//! once, and all of them.
+
+use std::alloc::{alloc_zeroed, dealloc};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::vec::Vec;
+
+use super::layout::{
+    ADDRESS, CACHED, EXECUTE, GLOBAL, LEAF, Layout, PRESENT, READ, SimFormat, Translation, USER, USER_EXECUTE, WRITE,
+    translate,
+};
+use crate::addr::{Frame, PAGE_SIZE, Page, PageRange};
+use crate::exit::FatalReport;
+use crate::format::{ENTRIES, Format, Leaf, Privilege, Roots};
+use crate::host::{FrameKind, Host, Image};
+use crate::permissions::Permissions;
+
+/// The first frame that there is memory for, and how many. A leaf of the HAL's record ends between them.
+pub(super) const FIRST: u64 = 0x600;
+pub(super) const FRAMES: u64 = 0x400;
+/// Text and read-only data lie from here on, without memory: nobody looks into them.
+pub(super) const IMAGE_FRAMES: u64 = 0x1_0000;
+/// Blocks of frames without memory.
+pub(super) const BLOCKS: u64 = 0x8_0000;
+const SHAPE: std::alloc::Layout = match std::alloc::Layout::from_size_align(FRAMES as usize * PAGE_SIZE, PAGE_SIZE) {
+    Ok(shape) => shape,
+    Err(_) => panic!(),
+};
+
+struct State {
+    free: VecDeque<u64>,
+    /// What the HAL has.
+    taken: BTreeSet<u64>,
+    kinds: BTreeMap<u64, FrameKind>,
+    /// Allocations until there is no memory left.
+    budget: Option<usize>,
+    /// The next page that a gate's data is mapped at, and what was mapped so far.
+    next_gate: u64,
+    /// Where gates' data appears, if not at the layout's place.
+    gates_at: Option<PageRange>,
+    gates: Vec<Frame>,
+    no_room_for_gates: bool,
+    from_end: bool,
+    /// What the HAL reported last.
+    fatal: Option<FatalReport>,
+}
+
+pub(super) struct Machine {
+    memory: *mut u8,
+    pub(super) layout: Layout,
+    roots: Mutex<Roots>,
+    /// Held while the tables may not change.
+    guard: Mutex<()>,
+    state: Mutex<State>,
+    pub(super) text: Vec<PageRange>,
+    pub(super) read_only: Vec<PageRange>,
+    pub(super) excluded: Vec<PageRange>,
+    pub(super) window: PageRange,
+    pub(super) cpus: usize,
+}
+
+// SAFETY: `memory` is reached through raw pointers only, by one thread at a time in each test; all else is behind locks.
+unsafe impl Send for Machine {}
+// SAFETY: as above.
+unsafe impl Sync for Machine {}
+
+impl Machine {
+    /// A machine with an image and nothing else mapped.
+    pub(super) fn new(layout: Layout) -> Machine {
+        // SAFETY: the size is not zero.
+        let memory = unsafe { alloc_zeroed(SHAPE) };
+        assert!(!memory.is_null());
+        let state = State {
+            free: (FIRST..FIRST + FRAMES).collect(),
+            taken: BTreeSet::new(),
+            kinds: BTreeMap::new(),
+            budget: None,
+            next_gate: 0,
+            gates_at: None,
+            fatal: None,
+            gates: Vec::new(),
+            no_room_for_gates: false,
+            from_end: false,
+        };
+        let machine = Machine {
+            memory,
+            layout,
+            roots: Mutex::new([None; 2]),
+            guard: Mutex::new(()),
+            state: Mutex::new(state),
+            text: [layout.image(0, 528)].into(),
+            read_only: [layout.image(1024, 520)].into(),
+            excluded: [layout.image(522, 1), layout.image(1539, 2)].into(),
+            window: layout.window(0, 512),
+            cpus: 4,
+        };
+        let constants = IMAGE_FRAMES + 1024;
+        machine.map_range(
+            layout.image(0, 512),
+            Frame::from_start(IMAGE_FRAMES << 12).unwrap(),
+            1,
+            Permissions::READ_EXECUTE,
+        );
+        machine.map_range(
+            layout.image(512, 16),
+            Frame::from_start((IMAGE_FRAMES + 512) << 12).unwrap(),
+            0,
+            Permissions::READ_EXECUTE,
+        );
+        machine.map_range(layout.image(1024, 512), Frame::from_start(constants << 12).unwrap(), 1, Permissions::READ);
+        machine.map_range(
+            layout.image(1536, 8),
+            Frame::from_start((constants + 512) << 12).unwrap(),
+            0,
+            Permissions::READ,
+        );
+        machine
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// The bytes of `frame`.
+    pub(super) fn bytes(&self, frame: Frame) -> *mut u8 {
+        let index = frame.number().wrapping_sub(FIRST);
+        assert!(index < FRAMES, "there is no memory behind {frame:?}");
+        // SAFETY: below the allocation's size.
+        unsafe { self.memory.add(index as usize * PAGE_SIZE) }
+    }
+
+    /// A frame of the host's own, zeroed.
+    pub(super) fn take(&self) -> Frame {
+        let frame = Frame::from_start(self.state().free.pop_front().unwrap() << 12).unwrap();
+        // SAFETY: the frame is in memory and nobody else's.
+        unsafe { self.bytes(frame).write_bytes(0, PAGE_SIZE) };
+        frame
+    }
+
+    /// `count` frames of the host's own that follow each other, the first a multiple of `count`.
+    pub(super) fn take_many(&self, count: u64) -> Frame {
+        let mut state = self.state();
+        let first = (FIRST..FIRST + FRAMES - count)
+            .find(|&first| first.is_multiple_of(count) && (first..first + count).all(|f| state.free.contains(&f)))
+            .unwrap();
+        state.free.retain(|&frame| !(first..first + count).contains(&frame));
+        Frame::from_start(first << 12).unwrap()
+    }
+
+    pub(super) fn set_kind(&self, frame: Frame, kind: FrameKind) {
+        self.state().kinds.insert(frame.number(), kind);
+    }
+
+    /// Lets `count` more allocations succeed.
+    pub(super) fn limit_allocations(&self, count: Option<usize>) {
+        self.state().budget = count;
+    }
+
+    pub(super) fn refuse_gates(&self, refuse: bool) {
+        self.state().no_room_for_gates = refuse;
+    }
+
+    /// Lets the next gates appear `count` pages later.
+    pub(super) fn skip_gates(&self, count: u64) {
+        self.state().next_gate += count;
+    }
+
+    /// Lets gates appear in `range`.
+    pub(super) fn gates_at(&self, range: PageRange) {
+        self.state().gates_at = Some(range);
+    }
+
+    /// Waits for a report.
+    pub(super) fn fatal_report(&self) -> FatalReport {
+        loop {
+            if let Some(report) = self.state().fatal {
+                return report;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// How many frames the HAL has.
+    pub(super) fn outstanding(&self) -> usize {
+        self.state().taken.len()
+    }
+
+    /// Whether the HAL has `frame`.
+    pub(super) fn is_taken(&self, frame: Frame) -> bool {
+        self.state().taken.contains(&frame.number())
+    }
+
+    /// All that the HAL has.
+    pub(super) fn taken(&self) -> Vec<Frame> {
+        self.state().taken.iter().map(|number| Frame::from_start(number << 12).unwrap()).collect()
+    }
+
+    /// Puts `frame` at the head of the free list, although it may be in use.
+    pub(super) fn offer(&self, frame: Frame) {
+        let mut state = self.state();
+        state.free.push_front(frame.number());
+        state.from_end = false;
+    }
+
+    /// Lets the HAL keep a frame that it refused.
+    pub(super) fn forget(&self, frame: Frame) {
+        self.state().taken.remove(&frame.number());
+    }
+
+    pub(super) fn gates(&self) -> Vec<Frame> {
+        self.state().gates.clone()
+    }
+
+    /// Entry `index` of a table.
+    pub(super) fn entry(&self, table: Frame, index: usize) -> u64 {
+        assert!(index < ENTRIES);
+        // SAFETY: a frame has `ENTRIES` entries.
+        unsafe { self.bytes(table).cast::<u64>().add(index).read_volatile() }
+    }
+
+    fn set_entry(&self, table: Frame, index: usize, raw: u64) {
+        assert!(index < ENTRIES);
+        // SAFETY: as in `entry`.
+        unsafe { self.bytes(table).cast::<u64>().add(index).write_volatile(raw) }
+    }
+
+    fn table(&self) -> Frame {
+        let frame = self.take();
+        self.set_kind(frame, FrameKind::PageTable);
+        frame
+    }
+
+    /// Changes the host's entry for `page` at `level`, with tables made on the way.
+    pub(super) fn edit(&self, page: Page, level: u8, change: impl FnOnce(u64) -> u64) {
+        let _guard = self.guard.try_lock().expect("the tables change under a guard");
+        let root = self.layout.root(page.start().0).expect("not canonical");
+        let mut table = *self.roots.lock().unwrap()[root].get_or_insert_with(|| self.table());
+        for upper in (level + 1..self.layout.levels[root]).rev() {
+            let index = (page.number() >> (9 * upper)) as usize % ENTRIES;
+            let mut raw = self.entry(table, index);
+            if raw & PRESENT == 0 {
+                raw = self.table().start() | PRESENT | READ | WRITE | EXECUTE | USER;
+                self.set_entry(table, index, raw);
+            }
+            assert!(raw & LEAF == 0, "there is a block in the way");
+            table = Frame::containing(raw & ADDRESS);
+        }
+        let index = (page.number() >> (9 * level)) as usize % ENTRIES;
+        self.set_entry(table, index, change(self.entry(table, index)));
+    }
+
+    /// Maps one page or block in the host's tables, as the host's own and global.
+    pub(super) fn map(&self, page: Page, frame: Frame, level: u8, permissions: Permissions) {
+        let leaf = Leaf { frame, permissions, privilege: Privilege::Privileged, memory: CACHED };
+        let raw = SimFormat(self.layout).encode_leaf(level, leaf) | GLOBAL;
+        self.edit(page, level, |_| raw);
+    }
+
+    /// Maps all of `range` in pages or blocks.
+    pub(super) fn map_range(&self, range: PageRange, frame: Frame, level: u8, permissions: Permissions) {
+        let step = 1 << (9 * level);
+        for offset in (0..range.count()).step_by(step) {
+            self.map(range.start().checked_add(offset).unwrap(), frame.add(offset), level, permissions);
+        }
+    }
+
+    /// Maps a page for user code too, executable for it alone.
+    pub(super) fn map_user(&self, page: Page, frame: Frame) {
+        self.map(page, frame, 0, Permissions::READ);
+        self.edit(page, 0, |raw| raw | USER | USER_EXECUTE);
+    }
+
+    /// Shows all memory at the direct map, in blocks.
+    pub(super) fn map_directly(&self) {
+        let first = FIRST & !0x1ff;
+        let range = self.layout.direct(first, (FIRST + FRAMES).next_multiple_of(512) - first);
+        self.map_range(range, Frame::from_start(first << 12).unwrap(), 1, Permissions::READ_WRITE);
+    }
+
+    /// The host's roots.
+    pub(super) fn roots(&self) -> Roots {
+        *self.roots.lock().unwrap()
+    }
+
+    /// What the hardware makes of an address in tables.
+    pub(super) fn translate(&self, roots: Roots, address: u64) -> Option<Translation> {
+        translate(self.layout, roots, address, |table, index| self.entry(table, index))
+    }
+
+    /// What the hardware makes of a page in the host's tables.
+    pub(super) fn host_page(&self, page: Page) -> Option<Translation> {
+        self.translate(self.roots(), page.start().0)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this shape.
+        unsafe { dealloc(self.memory, SHAPE) };
+        if !std::thread::panicking() {
+            assert!(self.state().taken.is_empty(), "frames that did not come back: {:x?}", self.state().taken);
+        }
+    }
+}
+
+/// The machine as a host.
+pub(super) struct SimHost(pub(super) Arc<Machine>);
+
+// SAFETY: what the methods return is true of the machine; frames are handed out once.
+unsafe impl Host for SimHost {
+    fn allocate_frame(&self) -> Option<Frame> {
+        let mut state = self.0.state();
+        match &mut state.budget {
+            Some(0) => return None,
+            Some(rest) => *rest -= 1,
+            None => {}
+        }
+        state.from_end = !state.from_end;
+        let number = if state.from_end { state.free.pop_front() } else { state.free.pop_back() }?;
+        let frame = Frame::from_start(number << 12).unwrap();
+        if state.taken.insert(number) {
+            // SAFETY: the frame was free.
+            unsafe { self.0.bytes(frame).write_bytes(0xa5, PAGE_SIZE) };
+        }
+        Some(frame)
+    }
+
+    unsafe fn free_frame(&self, frame: Frame) {
+        let mut state = self.0.state();
+        assert!(state.taken.remove(&frame.number()), "{frame:?} was freed twice, or is not the HAL's");
+        // SAFETY: the frame is in memory, and whoever frees it uses it no more.
+        let bytes = unsafe { core::slice::from_raw_parts(self.0.bytes(frame), PAGE_SIZE) };
+        assert!(bytes == [0; PAGE_SIZE], "{frame:?} was freed with something in it");
+        state.free.push_back(frame.number());
+    }
+
+    fn frame_pointer(&self, frame: Frame) -> *mut u8 {
+        self.0.bytes(frame)
+    }
+
+    fn frame_kind(&self, frame: Frame) -> FrameKind {
+        self.0.state().kinds.get(&frame.number()).copied().unwrap_or(FrameKind::Ram)
+    }
+
+    fn with_tables(&self, walk: &mut dyn FnMut(&Roots)) {
+        let _guard = self.0.guard.try_lock().expect("the guard is taken twice");
+        walk(&self.0.roots());
+    }
+
+    unsafe fn map_gate(&self, frames: &[Frame]) -> Option<Page> {
+        let (first, place) = {
+            let mut state = self.0.state();
+            if state.no_room_for_gates {
+                return None;
+            }
+            // One page stays free between gates.
+            let first = state.next_gate;
+            state.next_gate += frames.len() as u64 + 1;
+            state.gates.extend_from_slice(frames);
+            (first, state.gates_at.unwrap_or(self.0.layout.gates(0, 4096)))
+        };
+        let range = place.skip(first).take(frames.len() as u64);
+        for (page, &frame) in range.pages().zip(frames) {
+            self.0.map(page, frame, 0, Permissions::READ_WRITE);
+        }
+        Some(range.start())
+    }
+
+    fn window(&self) -> PageRange {
+        self.0.window
+    }
+
+    fn image(&self) -> Image<'_> {
+        Image { text: &self.0.text, read_only: &self.0.read_only, excluded: &self.0.excluded }
+    }
+
+    fn cpu_index(&self) -> usize {
+        super::processor::cpu_index()
+    }
+
+    fn cpu_count(&self) -> usize {
+        self.0.cpus
+    }
+
+    fn fatal(&self, report: &FatalReport) -> ! {
+        self.0.state().fatal = Some(*report);
+        loop {
+            std::thread::park();
+        }
+    }
+}
