@@ -95,7 +95,8 @@ fn placed(suite: &Suite, placement: Placement, len: usize) -> Outcome<(Sandbox<'
     // The buffers of `works`, so that using the sandbox after a fault does not move these.
     works(&mut sandbox)?;
     let mut bytes = vec![0; len];
-    let at = sandbox.call(|_: u8, _: u8, buffer: &mut [u8]| address_of(buffer), (Val(0u8), Val(0u8), Out(&mut bytes[..])))?;
+    let at = sandbox
+        .call(|_: u8, _: u8, buffer: &mut [u8]| address_of(buffer), (Val(0u8), Val(0u8), Out(&mut bytes[..])))?;
     match placement {
         Placement::Start => expect_eq!(at % PAGE, 0, "the start of a buffer placed there"),
         Placement::End => expect_eq!((at + len as u64) % PAGE, 0, "the end of a buffer placed there"),

@@ -151,8 +151,7 @@ fn revoking_from_the_image_can_fail_at_every_allocation(suite: &Suite) -> Outcom
 
 fn restricting_the_image_can_fail_at_every_allocation(suite: &Suite) -> Outcome {
     let text = address_of(works as *const ());
-    let act = |sandbox: &mut Sandbox<'static>| {
-        sandbox.restrict(PageRange::single(VirtAddr(text).page()), Permissions::READ)
-    };
+    let act =
+        |sandbox: &mut Sandbox<'static>| sandbox.restrict(PageRange::single(VirtAddr(text).page()), Permissions::READ);
     at_every_allocation(suite, "restricting a page of text", || Ok(suite.sandbox()?), act, works)
 }

@@ -252,7 +252,9 @@ fn executing_data_is_refused(suite: &Suite) -> Outcome {
 
 fn odd_permissions_are_refused(suite: &Suite) -> Outcome {
     let page = PageOf::boxed(0);
-    for bits in [(false, false, false), (false, true, false), (false, false, true), (false, true, true), (true, true, true)] {
+    for bits in
+        [(false, false, false), (false, true, false), (false, false, true), (false, true, true), (true, true, true)]
+    {
         let wanted = Permissions::new(bits.0, bits.1, bits.2);
         refused(suite, pages_at(address_of(&*page), 1), wanted, Error::BadPermissions(wanted))?;
     }

@@ -74,7 +74,8 @@ pub(crate) fn raise_at_entry(line: Line, times: usize) {
 /// The pages of the gate's data.
 pub(crate) fn gate_data() -> impl Iterator<Item = Page> {
     let start = Frame::containing(GATE_START.load(Ordering::Relaxed)).start();
-    let pages = (start != 0).then(|| PageRange::new(sandbox_mode::VirtAddr(start).page(), GATE_PAGES.load(Ordering::Relaxed)));
+    let pages =
+        (start != 0).then(|| PageRange::new(sandbox_mode::VirtAddr(start).page(), GATE_PAGES.load(Ordering::Relaxed)));
     pages.flatten().into_iter().flat_map(PageRange::pages)
 }
 

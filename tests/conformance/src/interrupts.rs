@@ -240,7 +240,8 @@ fn call_for(suite: &Suite, wanted: u64) -> Outcome {
     while ticks(suite) < end {
         expect_eq!(sandbox.call(|number: u64| number + 1, (Val(calls),))?, calls + 1);
         let mut state = 1;
-        sandbox.call(|state: &mut u64| *state = (0..500).fold(*state, |state, _| advance(state)), (InOut(&mut state),))?;
+        sandbox
+            .call(|state: &mut u64| *state = (0..500).fold(*state, |state, _| advance(state)), (InOut(&mut state),))?;
         expect_eq!(state, (0..500).fold(1, |state, _| advance(state)));
         exit_of(&mut sandbox, load, (Val(0u64),))?;
         calls += 3;

@@ -2,11 +2,11 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use sandbox_mode::{Access, Arch, Backend, FaultKind, Format, Host, PAGE_SIZE, Page, VirtAddr};
+use sandbox_mode::{Access, Arch, Backend, FaultKind, Format, Host, Out, PAGE_SIZE, Page, Val, VirtAddr};
 
 use crate::host;
 use crate::machine::{NO_ADDRESSES, PROCESS_ADDRESSES, RETURN};
-use crate::probe::{PageOf, address_of, denied, exit_of, fault, jump, readable, unreachable};
+use crate::probe::{PageOf, address_of, denied, exit_of, fault, jump, load_word, readable, unreachable};
 use crate::suite::{Suite, cases};
 use crate::verdict::Outcome;
 
@@ -272,16 +272,13 @@ fn the_last_page_is_unreachable(suite: &Suite) -> Outcome {
 }
 
 fn an_access_across_a_page_end_names_the_second_page(suite: &Suite) -> Outcome {
-    use sandbox_mode::{Out, Val};
     let mut sandbox = suite.sandbox()?;
     // The buffer ends where its guard page begins.
     let end = sandbox.call(
         |_: u8, _: u8, buffer: &mut [u8]| address_of(buffer) + buffer.len() as u64,
         (Val(0u8), Val(0u8), Out(&mut [0; 16][..])),
     )?;
-    // SAFETY: there is none: the second half is the guard page's. In the sandbox it ends there.
-    let read = |address: u64| unsafe { core::ptr::with_exposed_provenance::<u64>(address as usize).read_unaligned() };
-    let exit = exit_of(&mut sandbox, read, (Val(end - 4),))?;
+    let exit = exit_of(&mut sandbox, load_word, (Val(end - 4),))?;
     expect_eq!(exit.reason, fault(end, Access::Read, FaultKind::GuardPage));
     Ok(())
 }

@@ -54,17 +54,12 @@ pub(crate) fn load_word(address: u64) -> u64 {
 
 /// Writes [`BYTE`] to `address`.
 pub(crate) fn store(address: u64) {
-    machine::store(address);
+    machine::store(address, BYTE);
 }
 
 /// Executes what is at `address`.
 pub(crate) fn jump(address: u64) {
     machine::jump(address);
-}
-
-/// Asks the host for something it doesn't do.
-pub(crate) fn host_call(number: u64) {
-    machine::host_call(number);
 }
 
 /// All registers as a sandboxed function finds them.
@@ -185,6 +180,10 @@ pub(crate) fn stops(sandbox: &mut Sandbox<'_>, instruction: &Instruction) -> Out
     };
     expect_eq!(exit.reason, instruction.reason, "{}", instruction.name);
     let (start, at) = (code_of(instruction.code), exit.at.0);
-    expect!((start..start + instruction.bytes()).contains(&at), "{}: stopped at {at:#x}, not at {start:#x}", instruction.name);
+    expect!(
+        (start..start + instruction.bytes()).contains(&at),
+        "{}: stopped at {at:#x}, not at {start:#x}",
+        instruction.name
+    );
     Ok(())
 }

@@ -67,10 +67,7 @@ fn is_as_large_as_asked_for(suite: &Suite) -> Outcome {
     let (bottom, top) = bounds(suite);
     sandbox.call(load, (Val(bottom),))?;
     sandbox.call(load, (Val(top - 1),))?;
-    let local = sandbox.call(
-        |mut number: u64| address_of(core::hint::black_box(&raw mut number)),
-        (Val(5u64),),
-    )?;
+    let local = sandbox.call(|mut number: u64| address_of(core::hint::black_box(&raw mut number)), (Val(5u64),))?;
     expect!((top - PAGE..top).contains(&local), "a local variable at {local:#x}");
     Ok(())
 }

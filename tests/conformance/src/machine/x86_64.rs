@@ -20,10 +20,10 @@ pub(crate) extern "C" fn load_word(address: u64) -> u64 {
     naked_asm!("mov rax, [rdi]", "ret")
 }
 
-/// Writes [`BYTE`](crate::probe::BYTE) to `address`.
+/// Writes `byte` to `address`.
 #[unsafe(naked)]
-pub(crate) extern "C" fn store(address: u64) {
-    naked_asm!("mov byte ptr [rdi], {byte}", "ret", byte = const crate::probe::BYTE)
+pub(crate) extern "C" fn store(address: u64, byte: u8) {
+    naked_asm!("mov byte ptr [rdi], sil", "ret")
 }
 
 /// Executes what is at `address`; what is there returns to the caller.
@@ -32,14 +32,8 @@ pub(crate) extern "C" fn jump(address: u64) {
     naked_asm!("jmp rdi")
 }
 
-/// Asks the host for something it doesn't do.
-#[unsafe(naked)]
-pub(crate) extern "C" fn host_call(number: u64) {
-    naked_asm!("mov rax, rdi", "int 4", "ret")
-}
-
-/// Host calls of every size that fit into the register.
-pub(crate) const HOST_CALLS: [u64; 5] = [1, 7, 0xffff, 1 << 32, u64::MAX];
+/// Instructions begin at multiples of this.
+pub(crate) const CODE_ALIGNMENT: u64 = 1;
 
 /// The code of a function that only returns.
 pub(crate) const RETURN: [u8; 4] = [0xc3; 4];

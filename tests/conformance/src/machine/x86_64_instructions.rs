@@ -96,11 +96,22 @@ global_asm!(
     ".popsection",
 );
 
-/// `int n` for every vector but the one by which sandboxes return: its code, and how it must end.
-pub(crate) fn software_interrupts() -> impl Iterator<Item = (usize, u64, ExitReason)> {
+/// `int n` for every vector but the one by which sandboxes return: its code, how it must end, and how many bytes on.
+pub(crate) fn software_interrupts() -> impl Iterator<Item = (usize, u64, ExitReason, u64)> {
     let code = |vector: usize| (&raw const suite_software_interrupts).addr() + vector * BYTES_EACH;
     let reason = |vector| if vector == 3 { ExitReason::Breakpoint } else { PRIVILEGED };
-    (0..256).filter(|&vector| vector != 4).map(move |vector| (vector, code(vector) as u64, reason(vector)))
+    (0..256).filter(|&vector| vector != 4).map(move |vector| (vector, code(vector) as u64, reason(vector), 0))
+}
+
+/// Requests to the host of every size of number.
+pub(crate) fn host_calls() -> [Instruction; 4] {
+    let call = ExitReason::HostCall;
+    [
+        instruction!(call(1), "mov eax, 1", "int 4"),
+        instruction!(call(0xffff), "mov eax, 0xffff", "int 4"),
+        instruction!(call(1 << 32), "mov rax, 0x100000000", "int 4"),
+        instruction!(call(u64::MAX), "mov rax, -1", "int 4"),
+    ]
 }
 
 /// A breakpoint.

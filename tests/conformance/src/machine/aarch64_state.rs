@@ -1,0 +1,193 @@
+//! The host's state around a call on AArch64, and what a sandbox can do to it.
+
+use alloc::vec::Vec;
+use core::arch::{asm, naked_asm};
+
+use aarch64_cpu::registers::{ID_AA64MMFR1_EL1, ID_AA64PFR0_EL1, Readable};
+
+/// Everything that a call must leave as it was.
+pub(crate) type Snapshot = Vec<(&'static str, u64)>;
+
+macro_rules! read {
+    ($name:literal) => {{
+        let value: u64;
+        // SAFETY: the register exists, and reading it has no effect.
+        unsafe { asm!(concat!("mrs {}, ", $name), out(reg) value, options(nomem, nostack, preserves_flags)) };
+        value
+    }};
+}
+
+/// Writes a register; the barrier makes it count at once.
+macro_rules! write {
+    ($name:literal, $value:expr) => {
+        asm!(concat!("msr ", $name, ", {}"), "isb", in(reg) $value, options(nostack, preserves_flags))
+    };
+}
+
+/// ID_AA64PFR0_EL1.DIT.
+const PFR0_DIT_SHIFT: u32 = 48;
+
+fn has_pan() -> bool {
+    ID_AA64MMFR1_EL1.read(ID_AA64MMFR1_EL1::PAN) != 0
+}
+
+fn has_dit() -> bool {
+    ID_AA64PFR0_EL1.get() >> PFR0_DIT_SHIFT & 0b1111 != 0
+}
+
+fn has_sve() -> bool {
+    ID_AA64PFR0_EL1.read(ID_AA64PFR0_EL1::SVE) != 0
+}
+
+/// The host's state now.
+pub(crate) fn snapshot() -> Snapshot {
+    let mut all = Vec::from([
+        ("DAIF", read!("daif")),
+        ("CurrentEL", read!("currentel")),
+        ("SPSel", read!("spsel")),
+        ("SP_EL0", read!("sp_el0")),
+        ("TPIDR_EL0", read!("tpidr_el0")),
+        ("TPIDRRO_EL0", read!("tpidrro_el0")),
+        ("TPIDR_EL1", read!("tpidr_el1")),
+        ("TTBR0", read!("ttbr0_el1")),
+        ("TTBR1", read!("ttbr1_el1")),
+        ("VBAR", read!("vbar_el1")),
+        ("TCR", read!("tcr_el1")),
+        ("MAIR", read!("mair_el1")),
+        ("SCTLR", read!("sctlr_el1")),
+        ("CPACR", read!("cpacr_el1")),
+        ("MDSCR", read!("mdscr_el1")),
+        ("CNTKCTL", read!("cntkctl_el1")),
+        ("CNTV_CTL", read!("cntv_ctl_el0") & 1),
+        ("PMUSERENR", read!("pmuserenr_el0")),
+        ("PMCR", read!("pmcr_el0")),
+        ("CONTEXTIDR", read!("contextidr_el1")),
+        ("DBGBCR0", read!("dbgbcr0_el1")),
+        ("DBGBVR0", read!("dbgbvr0_el1")),
+    ]);
+    if has_pan() {
+        all.push(("PAN", read!("s3_0_c4_c2_3")));
+    }
+    if has_dit() {
+        all.push(("DIT", read!("s3_3_c4_c2_5")));
+    }
+    all
+}
+
+const SECRET: u64 = 0x5ec2_8765_4321_0000;
+/// SCTLR_EL1: UMA, DZE, UCT, nTWI, nTWE, UCI.
+const SCTLR_OPEN: u64 = 1 << 9 | 1 << 14 | 1 << 15 | 1 << 16 | 1 << 18 | 1 << 26;
+/// CPACR_EL1: FPEN, and ZEN where there is SVE.
+const CPACR_FP: u64 = 0b11 << 20;
+const CPACR_SVE: u64 = 0b11 << 16;
+/// CNTKCTL_EL1: EL0VTEN, EL0PTEN.
+const CNTKCTL_OPEN: u64 = 0b11 << 8;
+/// PMUSERENR_EL0: EN, SW, CR, ER.
+const PMUSERENR_OPEN: u64 = 0b1111;
+/// MDSCR_EL1: MDE set, TDCC clear.
+const MDSCR_MDE: u64 = 1 << 15;
+const MDSCR_TDCC: u64 = 1 << 12;
+/// DBGBCR0_EL1: enabled, at EL0, for all bytes of an instruction.
+const BREAKPOINT: u64 = 1 | 0b10 << 1 | 0b1111 << 5;
+
+/// Runs `work` with registers at values that a host might have there: a sandbox must neither see them nor leave others.
+///
+/// Much is open to unprivileged code then, floating point works, and a breakpoint is armed on a function that sandboxes call.
+pub(crate) fn with_unusual_state(work: &mut dyn FnMut()) {
+    let thread = (read!("sp_el0"), read!("tpidr_el0"), read!("tpidrro_el0"));
+    let control =
+        (read!("sctlr_el1"), read!("cpacr_el1"), read!("cntkctl_el1"), read!("pmuserenr_el0"), read!("mdscr_el1"));
+    let vectors = CPACR_FP | if has_sve() { CPACR_SVE } else { 0 };
+    // SAFETY: nothing in the kernel uses these: no thread locals, no code at EL0 but sandboxes, no floating point, no debugger.
+    // All are put back below.
+    unsafe {
+        write!("sp_el0", SECRET);
+        write!("tpidr_el0", SECRET + 1);
+        write!("tpidrro_el0", SECRET + 2);
+        write!("sctlr_el1", control.0 | SCTLR_OPEN);
+        write!("cpacr_el1", control.1 | vectors);
+        write!("cntkctl_el1", control.2 | CNTKCTL_OPEN);
+        write!("pmuserenr_el0", PMUSERENR_OPEN);
+        write!("oslar_el1", 0u64);
+        write!("dbgbvr0_el1", spoil_and_return as *const () as u64);
+        write!("dbgbcr0_el1", BREAKPOINT);
+        write!("mdscr_el1", control.4 & !MDSCR_TDCC | MDSCR_MDE);
+        if has_dit() {
+            write!("s3_3_c4_c2_5", 1u64 << 24);
+        }
+        work();
+        if has_dit() {
+            write!("s3_3_c4_c2_5", 0u64);
+        }
+        write!("mdscr_el1", control.4);
+        write!("dbgbcr0_el1", 0u64);
+        write!("dbgbvr0_el1", 0u64);
+        write!("pmuserenr_el0", control.3);
+        write!("cntkctl_el1", control.2);
+        write!("cpacr_el1", control.1);
+        write!("sctlr_el1", control.0);
+        write!("tpidrro_el0", thread.2);
+        write!("tpidr_el0", thread.1);
+        write!("sp_el0", thread.0);
+    }
+}
+
+/// Sets the flags, the stack pointer and the thread pointer, then returns to the host on the spot.
+#[unsafe(naked)]
+extern "C" fn spoil_and_return() {
+    naked_asm!("mov x0, #-0x5e", "msr nzcv, x0", "mov sp, x0", "msr tpidr_el0, x0", "svc #0")
+}
+
+/// The same, then ends by a fault.
+#[unsafe(naked)]
+extern "C" fn spoil_and_fault() {
+    naked_asm!("mov x0, #-0x5e", "msr nzcv, x0", "mov sp, x0", "msr tpidr_el0, x0", "udf #0")
+}
+
+/// Switches data-independent timing on.
+#[unsafe(naked)]
+extern "C" fn spoil_timing() {
+    naked_asm!("mov x0, #1 << 24", "msr s3_3_c4_c2_5, x0", "svc #0")
+}
+
+/// Switches it off.
+#[unsafe(naked)]
+extern "C" fn spoil_timing_otherwise() {
+    naked_asm!("msr s3_3_c4_c2_5, xzr", "udf #0")
+}
+
+/// Functions that change what unprivileged code can change, and then return to the host or fault.
+pub(crate) fn spoilers() -> Vec<(&'static str, extern "C" fn())> {
+    let mut all: Vec<(_, extern "C" fn())> = Vec::from([
+        ("flags and pointers, then a return", spoil_and_return as extern "C" fn()),
+        ("flags and pointers, then a fault", spoil_and_fault),
+        ("general registers, then a fault", super::spoil_registers),
+        ("general registers, then a return", super::spoil_registers_and_return),
+    ]);
+    if has_dit() {
+        all.push(("data-independent timing", spoil_timing));
+        all.push(("data-dependent timing", spoil_timing_otherwise));
+    }
+    all
+}
+
+#[unsafe(naked)]
+extern "C" fn read_tpidr() -> u64 {
+    naked_asm!("mrs x0, tpidr_el0", "ret")
+}
+
+#[unsafe(naked)]
+extern "C" fn read_tpidrro() -> u64 {
+    naked_asm!("mrs x0, tpidrro_el0", "ret")
+}
+
+/// A read at the address in the thread pointer.
+#[unsafe(naked)]
+pub(crate) extern "C" fn use_thread_base() {
+    naked_asm!("mrs x0, tpidr_el0", "ldr x0, [x0]", "ret")
+}
+
+/// What a sandbox can read of registers that are neither general nor its own: each must read as zero.
+pub(crate) fn readable_state() -> Vec<(&'static str, extern "C" fn() -> u64)> {
+    Vec::from([("TPIDR_EL0", read_tpidr as extern "C" fn() -> u64), ("TPIDRRO_EL0", read_tpidrro)])
+}
