@@ -30,6 +30,7 @@ mod grants;
 mod instructions;
 mod interrupts;
 mod memory;
+mod refusals;
 mod stack;
 mod state;
 mod values;

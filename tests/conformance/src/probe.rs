@@ -6,7 +6,8 @@ use alloc::boxed::Box;
 use core::fmt::Debug;
 
 use sandbox_mode::{
-    Access, Arguments, CallError, Exit, ExitReason, FaultKind, Function, In, MemoryFault, Out, PAGE_SIZE, Val, VirtAddr,
+    Access, Arguments, CallError, Error, Exit, ExitReason, FaultKind, Function, In, MemoryFault, Out, PAGE_SIZE,
+    PageRange, Permissions, Val, VirtAddr,
 };
 use zerocopy::FromBytes;
 
@@ -186,4 +187,15 @@ pub(crate) fn stops(sandbox: &mut Sandbox<'_>, instruction: &Instruction) -> Out
         instruction.name
     );
     Ok(())
+}
+
+/// The pages from the one at `address` on.
+pub(crate) fn pages_at(address: u64, count: u64) -> PageRange {
+    PageRange::new(VirtAddr(address).page(), count).expect("inside the address space")
+}
+
+/// Grants pages of a test's own.
+pub(crate) fn grant(sandbox: &mut Sandbox<'_>, range: PageRange, permissions: Permissions) -> Result<(), Error> {
+    // SAFETY: (1) cases grant memory that outlives their sandboxes, or what must be refused; (2) nobody minds changes.
+    unsafe { sandbox.grant_range(range, permissions) }
 }

@@ -9,7 +9,7 @@ use sandbox_mode::{Arch, Config, Error, Frame, Hal, Host, Page, PageRange, VirtA
 use crate::host::{self, SuiteHost};
 use crate::kernel::Kernel;
 use crate::verdict::{Outcome, Verdict};
-use crate::{buffers, exhaustion, frames, grants, instructions, interrupts, memory, stack, state, values};
+use crate::{buffers, exhaustion, frames, grants, instructions, interrupts, memory, refusals, stack, state, values};
 
 /// A sandbox of the suite's.
 pub(crate) type Sandbox<'a> = sandbox_mode::Sandbox<'a, SuiteHost>;
@@ -29,7 +29,7 @@ macro_rules! cases {
 }
 pub(crate) use cases;
 
-const FILES: [(&str, &[Case]); 10] = [
+const FILES: [(&str, &[Case]); 11] = [
     ("values", values::CASES),
     ("buffers", buffers::CASES),
     ("memory", memory::CASES),
@@ -37,6 +37,7 @@ const FILES: [(&str, &[Case]); 10] = [
     ("instructions", instructions::CASES),
     ("interrupts", interrupts::CASES),
     ("grants", grants::CASES),
+    ("refusals", refusals::CASES),
     ("frames", frames::CASES),
     ("exhaustion", exhaustion::CASES),
     ("state", state::CASES),
