@@ -22,6 +22,7 @@ pub struct X86_64 {
 /// Vectors whose decoding needs more than the frame.
 const DEBUG: u64 = gate::DEBUG as u64;
 const GENERAL_PROTECTION: u64 = 13;
+const PAGE_FAULT: u64 = 14;
 /// DR6.BS: a single step (SDM 3, section 19.2.3).
 const DR6_SINGLE_STEP: u64 = 1 << 14;
 
@@ -81,7 +82,9 @@ unsafe impl Arch for X86_64 {
     }
 
     fn flush_page(page: Page) {
-        x86_64::instructions::tlb::flush(x86_64::VirtAddr::new_truncate(page.start().0));
+        // Not `tlb::flush`, whose addresses have 48 bits.
+        // SAFETY: forgets a translation, which the next access finds again.
+        unsafe { core::arch::asm!("invlpg [{}]", in(reg) page.start().0, options(nostack, preserves_flags)) };
     }
 
     fn prepare(&self, registers: &mut Registers, start: Start) {
@@ -111,6 +114,10 @@ unsafe impl Arch for X86_64 {
         let frame = unsafe {
             if sgdt().base.as_u64() != (*state).gdt_base {
                 return Err(Error::TablesReplaced);
+            }
+            if registers.frame.vector == PAGE_FAULT {
+                // The run goes on after a page fault that its tables don't explain.
+                (*state).closures.forget_global_pages();
             }
             load(state, registers, interrupts);
             let closed = Closed::close((*state).closures, registers);
@@ -210,11 +217,12 @@ unsafe fn deliver_pending(state: *mut State) {
     // SAFETY: (1): after the host's table is loaded nobody else writes the word. The host's handlers may run at any time.
     unsafe {
         let pending = core::mem::take(&mut (*state).pending);
-        if pending & PENDING_MACHINE_CHECK != 0 {
-            core::arch::asm!("int {}", const MACHINE_CHECK);
-        }
+        // In this order: the other handler's `iretq` would unblock NMIs, and the next could hit the handler of this one.
         if pending & PENDING_NMI != 0 {
             core::arch::asm!("int {}", const NMI);
+        }
+        if pending & PENDING_MACHINE_CHECK != 0 {
+            core::arch::asm!("int {}", const MACHINE_CHECK);
         }
     }
 }

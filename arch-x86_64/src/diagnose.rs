@@ -35,7 +35,7 @@ pub(crate) fn diagnose(format: LongMode, registers: &Registers, memory: &dyn Mem
             false => Cause::Privileged,
         },
         // A selector that the sandbox may not load.
-        12 | 13 if frame.error != 0 => Cause::Privileged,
+        10..=13 if frame.error != 0 => Cause::Privileged,
         12 | 13 => protection(format, registers, memory),
         14 => page_fault(registers),
         17 => match fetch(frame, memory).and_then(|instruction| operand(&instruction, registers, |_| true)) {
@@ -74,7 +74,11 @@ fn non_canonical(address: u64, access: Access) -> Cause {
 /// A general-protection or stack fault without an error code.
 fn protection(format: LongMode, registers: &Registers, memory: &dyn Memory) -> Cause {
     let Some(instruction) = fetch(&registers.frame, memory) else { return Cause::Privileged };
-    if let Some((address, access)) = operand(&instruction, registers, |address| !format.is_canonical(address)) {
+    // It may begin in the last bytes before the gap.
+    let last =
+        instruction.mem_size().and_then(|size| size.bytes_size()).map_or(0, |size| u64::from(size).saturating_sub(1));
+    let reaches = |address: u64| format.is_canonical(address) && format.is_canonical(address.wrapping_add(last));
+    if let Some((address, access)) = operand(&instruction, registers, |address| !reaches(address)) {
         return non_canonical(address, access);
     }
     if let Some(target) = target(&instruction, registers, memory)
@@ -104,7 +108,7 @@ fn operand(instruction: &Instruction, registers: &Registers, wanted: impl Fn(u64
     use yaxpeax_x86::Access as OperandAccess;
     let behavior = instruction.behavior();
     let explicit = (0..instruction.operand_count()).find_map(|index| {
-        let address = effective_address(instruction, instruction.operand(index), registers)?;
+        let address = effective_address(instruction, index, registers)?;
         let access = match behavior.operand_access(index)? {
             OperandAccess::Read => Access::Read,
             OperandAccess::Write | OperandAccess::ReadWrite => Access::Write,
@@ -118,6 +122,7 @@ fn operand(instruction: &Instruction, registers: &Registers, wanted: impl Fn(u64
             Opcode::PUSH | Opcode::CALL | Opcode::PUSHF | Opcode::ENTER => (rsp.wrapping_sub(8), Access::Write),
             Opcode::POP | Opcode::RETURN | Opcode::POPF => (rsp, Access::Read),
             Opcode::LEAVE => (registers.frame.rbp, Access::Read),
+            Opcode::XLAT => (registers.frame.rbx.wrapping_add(registers.frame.rax & 0xff), Access::Read),
             _ => return None,
         };
         wanted(address).then_some((address, access))
@@ -129,18 +134,19 @@ fn target(instruction: &Instruction, registers: &Registers, memory: &dyn Memory)
     match instruction.opcode() {
         Opcode::JMP | Opcode::CALL => match instruction.operand(0) {
             Operand::Register { reg } => register(registers, reg, instruction),
-            operand => memory.load(VirtAddr(effective_address(instruction, operand, registers)?)),
+            _ => memory.load(VirtAddr(effective_address(instruction, 0, registers)?)),
         },
         Opcode::RETURN => memory.load(VirtAddr(registers.frame.rsp)),
         _ => None,
     }
 }
 
-fn effective_address(instruction: &Instruction, operand: Operand, registers: &Registers) -> Option<u64> {
+/// The address of operand `index`, if that is in memory.
+fn effective_address(instruction: &Instruction, index: u8, registers: &Registers) -> Option<u64> {
     let value = |reg| register(registers, reg, instruction);
     let displaced = |base: u64, disp: i32| base.wrapping_add_signed(disp.into());
     let scaled = |index, scale: u8| Some(value(index)?.wrapping_mul(scale.into()));
-    let offset = match operand {
+    let offset = match instruction.operand(index) {
         Operand::AbsoluteU32 { addr } => addr.into(),
         Operand::AbsoluteU64 { addr } => addr,
         Operand::MemDeref { base } => value(base)?,
@@ -153,7 +159,9 @@ fn effective_address(instruction: &Instruction, operand: Operand, registers: &Re
         }
         _ => return None,
     };
-    let base = match instruction.segment_override_for_op(0) {
+    let base = match instruction.segment_override_for_op(index) {
+        // Their operand is always in the extra segment.
+        _ if matches!(instruction.opcode(), Opcode::STOS | Opcode::SCAS | Opcode::INS) => 0,
         Some(yaxpeax_x86::amd64::Segment::FS) => registers.fs_base,
         Some(yaxpeax_x86::amd64::Segment::GS) => registers.gs_base,
         _ => 0,
@@ -193,5 +201,59 @@ fn register(registers: &Registers, reg: RegSpec, instruction: &Instruction) -> O
         class if class == RegSpec::rax().class() => whole(reg.num()),
         class if class == RegSpec::eax().class() => whole(reg.num()).map(|value| value & 0xffff_ffff),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GAP: u64 = 0x0000_8000_0000_0000;
+    const STACK: u64 = 0x7fff_0000_0000;
+
+    /// Code at any address, and the same word at every other.
+    struct Code(&'static [u8], u64);
+
+    impl Memory for Code {
+        fn fetch(&self, _: VirtAddr, into: &mut [u8]) -> usize {
+            let count = into.len().min(self.0.len());
+            into[..count].copy_from_slice(&self.0[..count]);
+            count
+        }
+
+        fn load(&self, _: VirtAddr) -> Option<u64> {
+            Some(self.1)
+        }
+    }
+
+    /// What a general-protection fault at `code` was, with `value` in rax, rbx and both bases, and `word` in memory.
+    fn protection(code: &'static [u8], value: u64, word: u64) -> Cause {
+        let frame = Frame { vector: 13, rip: 0x1000, rax: value, rbx: value, rsp: STACK, ..Frame::default() };
+        let registers = Registers { frame, fs_base: value, gs_base: value, ..Registers::default() };
+        diagnose(LongMode::new(false), &registers, &Code(code, word))
+    }
+
+    #[test]
+    fn operands_that_no_table_translates() {
+        let read = |address| non_canonical(address, Access::Read);
+        let write = |address| non_canonical(address, Access::Write);
+        for (code, value, cause) in [
+            (&[0x8b, 0x08][..], GAP, read(GAP)),                       // mov ecx, [rax]
+            (&[0x89, 0x08], GAP, write(GAP)),                          // mov [rax], ecx
+            (&[0x8b, 0x0c, 0xd8], GAP / 8, read(GAP + GAP / 8)),       // mov ecx, [rax + rbx * 8]
+            (&[0x48, 0x8b, 0x48, 0x10], GAP - 0x10, read(GAP)),        // mov rcx, [rax + 0x10]
+            (&[0x48, 0x8b, 0x08], GAP - 4, read(GAP - 4)),             // the same, across the edge
+            (&[0x64, 0x48, 0x8b, 0x08], GAP / 2, read(GAP)),           // mov rcx, fs:[rax]
+            (&[0x65, 0x48, 0x89, 0x08], GAP / 2, write(GAP)),          // mov gs:[rax], rcx
+            (&[0x65, 0x48, 0xab], GAP, Cause::Privileged),             // stosq: no override there
+            (&[0x67, 0x8b, 0x08], GAP, Cause::Privileged),             // mov ecx, [eax]
+            (&[0xff, 0xe0], GAP, non_canonical(GAP, Access::Execute)), // jmp rax
+            (&[0xf4], GAP, Cause::Privileged),                         // hlt
+            (&[0x0f], GAP, Cause::Privileged),                         // cut off
+        ] {
+            assert_eq!(protection(code, value, 0), cause, "{code:x?}");
+        }
+        assert_eq!(protection(&[0xc3], 0, GAP), non_canonical(GAP, Access::Execute)); // ret
+        assert_eq!(protection(&[0xff, 0x20], 0, GAP), non_canonical(GAP, Access::Execute)); // jmp [rax]
     }
 }

@@ -4,13 +4,13 @@
 //   sandbox_gate_enter(rdi = State, rsi = root of the view) -> rax = Frame, or 0
 //
 //   interrupts are masked, the host's tables are loaded
-//   | 1  the host's callee-saved registers and flags go onto its stack; rsp, CR3, IDTR, the data
+//   | 1  the host's callee-saved registers and flags go onto its stack; rsp, CR3, IDTR, LDTR, the data
 //   |    selectors and the FS and GS bases go into State: all that the way back restores
 //   | 2  lidt: the gate's exception table
 //   v--- sandbox_gate_window: an NMI or machine check from here on finds the gate's table. It calls the
 //   |    entry off: the way back is complete, and the frame and the host's copy of the sandbox's
 //   |    registers are untouched by what follows
-//   | 3  the sandbox's FS and GS bases
+//   | 3  the sandbox's FS and GS bases; no local descriptor table
 //   | 4  rsp = the frame; the view's root; the general registers
 //   | 5  iretq: unprivileged
 //   ^--- sandbox_gate_window_end
@@ -38,6 +38,7 @@ sandbox_gate_enter:
     and eax, {PAGE_MASK}            // the host's PCID, or its cache bits: the view runs with the same
     or rsi, rax
     sidt [rdi + {HOST_IDTR}]
+    sldt word ptr [rdi + {HOST_LDTR}]
     mov word ptr [rdi + {HOST_DS}], ds
     mov word ptr [rdi + {HOST_ES}], es
     mov word ptr [rdi + {HOST_FS}], fs
@@ -58,6 +59,9 @@ sandbox_gate_window:
     wrfsbase rax
     wrgsbase rdx
 1:
+    cmp word ptr [rdi + {HOST_LDTR}], 0
+    jne 4f
+3:
     lea rsp, [rdi + {EXIT_FRAME}]
     mov cr3, rsi
     pop r15
@@ -94,4 +98,9 @@ sandbox_gate_window:
     mov fs, eax
     mov gs, eax
     jmp 1b
+
+4:
+    xor eax, eax
+    lldt ax
+    jmp 3b
 sandbox_gate_window_end:

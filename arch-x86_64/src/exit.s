@@ -5,7 +5,7 @@
 //   | 2  all general registers are pushed: the Frame is complete, and [rsp + FRAME_SIZE] is the State
 //   |    from privileged code? An NMI or machine check: see below. Anything else is fatal
 //   | 3  sandbox_gate_leave: the host's root, CR2 kept, the host's stack and flags (so DF, AC, NT and the
-//   |    like are the host's again), its selectors and bases
+//   |    like are the host's again), its local descriptor table, selectors and bases
 //   | 4  lidt: the host's exception table. From here on the host's own handlers take everything
 //   v 5  the callee-saved registers; returns the frame
 //
@@ -47,7 +47,10 @@ sandbox_gate_leave:                     // rdi = State, rsi = what to return
     mov rsp, [rdi + {HOST_RSP}]
     popfq
 
-    mov eax, ds
+    // First of all segments: the host's selectors may name entries of that table.
+    cmp word ptr [rdi + {HOST_LDTR}], 0
+    jne 21f
+20: mov eax, ds
     cmp ax, word ptr [rdi + {HOST_DS}]
     jne 5f
 1:  mov eax, es
@@ -89,6 +92,8 @@ sandbox_gate_host_table:
     jmp 3b
 8:  mov gs, word ptr [rdi + {HOST_GS}]
     jmp 4b
+21: lldt word ptr [rdi + {HOST_LDTR}]
+    jmp 20b
 
 // Without FSGSBASE: selectors first, since loading one changes the base; then the bases where they are not what
 // the selector left.

@@ -83,6 +83,7 @@ pub(crate) struct State {
     pub(crate) host_es: u16,
     pub(crate) host_fs: u16,
     pub(crate) host_gs: u16,
+    pub(crate) host_ldtr: u16,
     /// Whether CR4.FSGSBASE is on; read afresh at each entry.
     pub(crate) has_fsgsbase: u32,
     /// `PENDING_*`.
@@ -98,7 +99,7 @@ pub(crate) struct State {
     pub(crate) user_data: u16,
     /// Where the host's GDTR pointed after `start_cpu`.
     pub(crate) gdt_base: u64,
-    /// What was found on at `start_cpu` and must be closed during runs.
+    /// What runs on this CPU must close and the entry does not look for: found at `start_cpu`, or since.
     pub(crate) closures: crate::state::Closures,
     pub(crate) hook: FatalHook,
     pub(crate) exit: Stack,
@@ -137,6 +138,7 @@ core::arch::global_asm!(
     HOST_ES = const offset_of!(State, host_es),
     HOST_FS = const offset_of!(State, host_fs),
     HOST_GS = const offset_of!(State, host_gs),
+    HOST_LDTR = const offset_of!(State, host_ldtr),
     HAS_FSGSBASE = const offset_of!(State, has_fsgsbase),
     PENDING = const offset_of!(State, pending),
     FS_BASE = const offset_of!(State, fs_base),

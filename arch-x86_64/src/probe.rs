@@ -3,9 +3,10 @@
 use core::arch::x86_64::{__cpuid, __cpuid_count};
 
 use sandbox_core::{Error, Unsupported};
-use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Efer, EferFlags};
+use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags, Efer, EferFlags};
 use x86_64::registers::model_specific::Msr;
 use x86_64::registers::segmentation::{CS, Segment};
+use x86_64::registers::xcontrol::XCr0;
 
 use crate::format::LongMode;
 
@@ -18,8 +19,16 @@ const FORBIDDEN_CR4: [(u32, &str); 5] = [
     (32, "FRED (CR4.FRED)"),
 ];
 
-/// AMD's memory encryption: CPUID 8000_001F EAX says whether there is any (APM 3, appendix E.4.17), SYSCFG whether it is on.
+/// What XCR0 may enable: x87, SSE, AVX, the three parts of AVX-512 (CR0.TS guards them), and PKRU (SDM 1, section 13.1).
+const KNOWN_STATE: u64 = 0b111 | 0b111 << 5 | 1 << 9;
+
+/// CPUID 1 ECX: a hypervisor is there.
+const HYPERVISOR: u32 = 1 << 31;
+/// AMD's memory encryption: CPUID 8000_001F EAX says whether there is any (APM 3, appendix E.4.17); SYSCFG says whether it is on,
+/// SEV_STATUS in a virtual machine.
 const ENCRYPTION_LEAF: u32 = 0x8000_001f;
+const ENCRYPTED_MACHINES: u32 = 1 << 1;
+const SEV_STATUS: u32 = 0xc001_0131;
 const SYSCFG: u32 = 0xc001_0010;
 const SYSCFG_MEMORY_ENCRYPTION: u64 = 1 << 23;
 /// Intel's trust domains name themselves here (TDX module specification, section "CPUID virtualization").
@@ -43,12 +52,11 @@ pub(crate) fn probe() -> Result<LongMode, Error> {
             return Err(Unsupported::Enabled(name).into());
         }
     }
-    if __cpuid(0x8000_0000).eax >= ENCRYPTION_LEAF && __cpuid(ENCRYPTION_LEAF).eax & 0b11 != 0 {
-        // SAFETY: SYSCFG exists on every AMD CPU that has leaf 8000_001F; reading has no effect.
-        let syscfg = unsafe { Msr::new(SYSCFG).read() };
-        if syscfg & SYSCFG_MEMORY_ENCRYPTION != 0 {
-            return Err(Unsupported::Enabled("memory encryption (SME or SEV)").into());
-        }
+    if cr4 & Cr4Flags::OSXSAVE.bits() != 0 && XCr0::read_raw() & !KNOWN_STATE != 0 {
+        return Err(Unsupported::Enabled("state that CR0.TS does not guard (XCR0: MPX, AMX, APX)").into());
+    }
+    if is_encrypted() {
+        return Err(Unsupported::Enabled("memory encryption (SME or SEV)").into());
     }
     if __cpuid(0).eax >= TDX_LEAF {
         let name = __cpuid_count(TDX_LEAF, 0);
@@ -56,5 +64,21 @@ pub(crate) fn probe() -> Result<LongMode, Error> {
             return Err(Unsupported::Enabled("a trust domain (TDX)").into());
         }
     }
-    Ok(LongMode::new(cr4 & x86_64::registers::control::Cr4Flags::L5_PAGING.bits() != 0))
+    Ok(LongMode::new(cr4 & Cr4Flags::L5_PAGING.bits() != 0))
+}
+
+/// Whether a bit of each page-table entry says that the memory is encrypted.
+fn is_encrypted() -> bool {
+    if __cpuid(0x8000_0000).eax < ENCRYPTION_LEAF {
+        return false;
+    }
+    let features = __cpuid(ENCRYPTION_LEAF).eax;
+    // SAFETY: SEV_STATUS exists in every virtual machine whose leaf 8000_001F shows SEV, SYSCFG on every AMD CPU that has the
+    // leaf; a hypervisor need not have the latter, and encrypts no memory through it. Reading has no effect.
+    unsafe {
+        match __cpuid(1).ecx & HYPERVISOR != 0 {
+            true => features & ENCRYPTED_MACHINES != 0 && Msr::new(SEV_STATUS).read() & 1 != 0,
+            false => features & 0b11 != 0 && Msr::new(SYSCFG).read() & SYSCFG_MEMORY_ENCRYPTION != 0,
+        }
+    }
 }

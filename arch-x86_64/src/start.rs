@@ -2,17 +2,18 @@
 //!
 //! What changes on the CPU, once: GDTR points to a copy of the host's table with two ring-3 segments behind it; TR names
 //! the host's own task state through a second mapping of it, with a limit that ends before any I/O bitmap; five interrupt
-//! stack table entries that the host does not use point to the gate's stacks. The host goes on writing to its task
-//! state where it always did.
+//! stack table entries that the host does not use point to the gate's stacks; an I/O bitmap base that points into the task
+//! state itself (zero, as many kernels leave it) is moved behind its end, or the stack pointers there would be permissions. The
+//! host goes on writing to its task state where it always did. Its old descriptor table is out of use: what it changes there later
+//! has no effect, and GDTR says where the copy is.
 
 use core::mem::offset_of;
 use core::ptr::NonNull;
 
 use sandbox_core::arch::FatalHook;
 use sandbox_core::{Error, Frame, PAGE_SIZE, Page, Unsupported, VirtAddr};
-use x86_64::instructions::tables::{lgdt, load_tss, sgdt};
+use x86_64::instructions::tables::{load_tss, sgdt};
 use x86_64::registers::segmentation::{CS, Segment};
-use x86_64::structures::DescriptorTablePointer;
 use x86_64::structures::gdt::{Descriptor, DescriptorFlags, SegmentSelector};
 use x86_64::structures::tss::TaskStateSegment;
 
@@ -23,8 +24,9 @@ use crate::state::Closures;
 /// What the HAL needs to know of a CPU when it starts there.
 ///
 /// Starting a CPU with it also says that the host maps no page global that unprivileged code may use: such a translation would
-/// outlive the switch to a view. (Global pages for privileged code are harmless: they make a spurious fault at
-/// most.) And that the host has set EFER.SCE and IA32_SYSENTER_CS as they will stay, on this CPU.
+/// outlive the switch to a view. (Global pages for privileged code are harmless: the first spurious fault that one makes
+/// has this CPU run sandboxes with CR4.PGE off.) That the host has set EFER.SCE, IA32_SYSENTER_CS, CR4 and XCR0 as they will
+/// stay, on this CPU. And that devices raise only vectors from 32 on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct CpuConfig {
@@ -48,6 +50,8 @@ impl CpuConfig {
     }
 }
 
+/// Entries of the gate's descriptor table.
+const DESCRIPTORS: usize = (offset_of!(Gate, state) - offset_of!(Gate, gdt)) / size_of::<u64>();
 /// Descriptor types of a 64-bit task state, and a call gate (SDM 3, table 3-2).
 const TSS_AVAILABLE: u64 = 0x9;
 const TSS_BUSY: u64 = 0xb;
@@ -88,6 +92,10 @@ impl HostTables {
             entries: (usize::from(gdtr.limit) + 1) / size_of::<u64>(),
             task: usize::from(selector) / size_of::<u64>(),
         };
+        // Before the entries are read: a table with the largest limit need not be there to its end.
+        if tables.entries.max(1) + 2 > DESCRIPTORS {
+            return Err(Unsupported::Missing("room for two more entries in a descriptor table of one page").into());
+        }
         let is_task = tables.task != 0
             && tables.task + 1 < tables.entries
             && matches!(descriptor_type(tables.entry(tables.task)), TSS_AVAILABLE | TSS_BUSY);
@@ -139,9 +147,6 @@ pub(crate) unsafe fn start(page: Page, config: CpuConfig, hook: FatalHook) -> Re
         return Err(Unsupported::Missing("five different interrupt stack table entries from 1 to 7").into());
     }
     let user_code = host.entries.max(1);
-    if user_code + 2 > offset_of!(Gate, state) / size_of::<u64>() - offset_of!(Gate, gdt) / size_of::<u64>() {
-        return Err(Unsupported::Missing("room for two more entries in a descriptor table of one page").into());
-    }
     let closures = Closures::find()?;
 
     let start = page.start().0 as usize;
@@ -173,12 +178,13 @@ pub(crate) unsafe fn start(page: Page, config: CpuConfig, hook: FatalHook) -> Re
         ];
         for (stack, entry) in stacks.into_iter().zip(config.free_stacks) {
             (*stack).state = state;
-            let top = x86_64::VirtAddr::new_truncate((&raw const (*stack).state).addr() as u64);
-            (&raw mut (*task).interrupt_stack_table)
-                .cast::<x86_64::VirtAddr>()
-                .add(usize::from(entry) - 1)
-                .write_unaligned(top);
+            // As numbers: that crate's addresses have 48 bits.
+            let top = (&raw const (*stack).state).addr() as u64;
+            let entries = (&raw mut (*task).interrupt_stack_table).cast::<u64>();
+            entries.add(usize::from(entry) - 1).write_unaligned(top);
         }
+        let io_bitmap = &raw mut (*task).iomap_base;
+        io_bitmap.write_unaligned(io_bitmap.read_unaligned().max(size_of::<TaskStateSegment>() as u16));
         let [exit, nmi, machine_check, debug, double_fault] = config.free_stacks;
         for vector in 0..=u8::MAX {
             let stack = match vector {
@@ -202,7 +208,8 @@ pub(crate) unsafe fn start(page: Page, config: CpuConfig, hook: FatalHook) -> Re
         (*state).gdt_base = (&raw const (*gate).gdt).addr() as u64;
 
         let limit = ((user_code + 2) * size_of::<u64>() - 1) as u16;
-        lgdt(&DescriptorTablePointer { limit, base: x86_64::VirtAddr::new_truncate((*state).gdt_base) });
+        let gdtr = TableRegister::new((*state).gdt_base, limit);
+        core::arch::asm!("lgdt [{}]", in(reg) &raw const gdtr, options(readonly, nostack, preserves_flags));
         load_tss(SegmentSelector((host.task * size_of::<u64>()) as u16));
     }
     NonNull::new(gate).ok_or(Error::GateNotMapped)

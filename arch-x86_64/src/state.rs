@@ -14,19 +14,20 @@
 //! | CR3 | the view | the host's, read at this entry | enter.s, exit.s |
 //! | IDTR | the gate's table | the host's, read at this entry | enter.s, exit.s |
 //! | CR2 | a host address may be there; not readable | what the sandbox's last fault left; only a #PF handler reads it | exit.s |
-//! | GDTR, TR | the host's, installed by `start_cpu`; checked at each entry | unchanged | lib.rs |
-//! | LDTR | null | the host's, if it was not null | [`Closed`] |
-//! | I/O permissions | none: IOPL 0, and the task state's limit ends before any bitmap | - | start.rs |
+//! | GDTR, TR | the host's, installed by `start_cpu`; GDTR is checked at each entry | unchanged | arch.rs |
+//! | LDTR | null | the host's, before its selectors, which may name entries of that table | enter.s, exit.s |
+//! | I/O permissions | none: IOPL 0, and the task state's limit ends before any bitmap, whose base `start_cpu` moves if it is lower | - | start.rs |
 //! | SYSCALL | undefined: EFER.SCE is cleared if the host had it at `start_cpu` | EFER back | [`Closed`] |
 //! | SYSENTER | general protection: IA32_SYSENTER_CS is 0 during the run if it wasn't at `start_cpu` | back | [`Closed`] |
-//! | x87, MMX, SSE, AVX, AMX, MXCSR, XCR0-managed state | CR0.TS and MP are set: the first use traps | CR0 back | [`Closed`] |
+//! | x87, MMX, SSE, AVX, AVX-512, MXCSR | CR0.TS and MP are set: the first use traps | CR0 back | [`Closed`] |
+//! | MPX, AMX, APX, and whatever else XCR0 enables that CR0.TS does not guard | refused by `start_cpu` | - | probe.rs |
 //! | PKRU | the sandbox's own (0 at first), if CR4.PKE | the host's | [`Closed`] |
 //! | DR0 to DR7 | DR7 cleared if anything was armed: the host's breakpoints don't fire in the run or the gate | DR7 back | [`Closed`] |
-//! | DR6 | - | BS, set by the sandbox's own single step, is cleared | lib.rs |
+//! | DR6 | - | BS, set by the sandbox's own single step, is cleared | arch.rs |
 //! | TSC, TSC_AUX, CPUID, XGETBV, RDPMC, RDRAND | as the host configured them (CR4.TSD, CR4.PCE) | read-only | - |
 //! | SGDT, SIDT, SLDT, STR, SMSW | as the host configured them (CR4.UMIP) | read-only; they name the gate's addresses | - |
 //! | MONITOR/MWAIT, VMCALL, UMWAIT | undefined or bounded by the host's settings; an interrupt ends any wait | - | - |
-//! | TLB | entries of the view are not global: the next root switch drops them | - | enter.s, exit.s |
+//! | TLB | entries of the view are not global: the next root switch drops them. The host's global ones are dropped (CR4.PGE is off during runs) on a CPU where one has made a spurious fault | CR4 back | [`Closed`] |
 
 use sandbox_core::Error;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags, Efer, EferFlags};
@@ -60,12 +61,14 @@ const DR7_ARMED: u64 = 0xff | 1 << 13;
 /// DR7 with nothing armed; bit 10 is fixed.
 const DR7_CLEAR: u64 = 1 << 10;
 
-/// What the host had on when this CPU was started, that a run must close and whose MSRs are too slow to ask at each entry.
+/// What runs on this CPU must close and `close` does not look for each time: what the host had on when the CPU was started, in
+/// MSRs that are too slow to ask, and what showed since.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub(crate) struct Closures {
     syscall: bool,
     sysenter: bool,
+    global_pages: bool,
 }
 
 impl Closures {
@@ -73,11 +76,22 @@ impl Closures {
     pub(crate) fn find() -> Result<Closures, Error> {
         // SAFETY: IA32_SYSENTER_CS exists wherever long mode does; reading has no effect.
         let sysenter = unsafe { Msr::new(SYSENTER_CS).read() } as u16 != 0;
-        Ok(Closures { syscall: Efer::read().contains(EferFlags::SYSTEM_CALL_EXTENSIONS), sysenter })
+        Ok(Closures {
+            syscall: Efer::read().contains(EferFlags::SYSTEM_CALL_EXTENSIONS),
+            sysenter,
+            global_pages: false,
+        })
+    }
+
+    /// From now on this CPU forgets the host's global translations before each run. To forget one, or all of them before the
+    /// switch to the view, is not enough: the host's own code, the gate's included, is executed through them up to there.
+    #[cold]
+    pub(crate) fn forget_global_pages(&mut self) {
+        self.global_pages = true;
     }
 
     fn any(self) -> bool {
-        self.syscall || self.sysenter
+        self.syscall || self.sysenter || self.global_pages
     }
 }
 
@@ -106,30 +120,15 @@ fn write_pkru(value: u32) {
     unsafe { core::arch::asm!("wrpkru", in("ecx") 0, in("eax") value, in("edx") 0, options(nostack)) };
 }
 
-fn read_ldtr() -> u16 {
-    let selector: u16;
-    // SAFETY: reading LDTR has no effect.
-    unsafe { core::arch::asm!("sldt {:x}", out(reg) selector, options(nomem, nostack, preserves_flags)) };
-    selector
-}
-
-/// # Safety
-///
-/// 1. `selector` is null or was read from LDTR under the same descriptor table.
-unsafe fn write_ldtr(selector: u16) {
-    // SAFETY: (1).
-    unsafe { core::arch::asm!("lldt {:x}", in(reg) selector, options(nostack, preserves_flags)) };
-}
-
 /// What was closed for a run and must be opened after it. Interrupts are masked from `close` to `open`, and an NMI handler of
-/// the host's may run with any of this closed: none of it concerns privileged code.
+/// the host's may run with any of this closed: none of it concerns privileged code that leaves floating point alone.
 pub(crate) struct Closed {
     cr0: Option<Cr0Flags>,
     dr7: Option<u64>,
-    ldtr: u16,
     pkru: Option<u32>,
     efer: Option<EferFlags>,
     sysenter: Option<u64>,
+    cr4: Option<Cr4Flags>,
 }
 
 impl Closed {
@@ -139,7 +138,7 @@ impl Closed {
     ///
     /// 1. Interrupts are masked, in ring 0, until [`open`](Closed::open).
     pub(crate) unsafe fn close(closures: Closures, registers: &Registers) -> Closed {
-        let mut closed = Closed { cr0: None, dr7: None, ldtr: read_ldtr(), pkru: None, efer: None, sysenter: None };
+        let mut closed = Closed { cr0: None, dr7: None, pkru: None, efer: None, sysenter: None, cr4: None };
         let cr0 = Cr0::read();
         let trap = Cr0Flags::TASK_SWITCHED | Cr0Flags::MONITOR_COPROCESSOR;
         if !cr0.contains(trap) {
@@ -151,10 +150,6 @@ impl Closed {
         if dr7 & DR7_ARMED != 0 {
             closed.dr7 = Some(dr7);
             write_dr7(DR7_CLEAR);
-        }
-        if closed.ldtr != 0 {
-            // SAFETY: (1) null.
-            unsafe { write_ldtr(0) };
         }
         if Cr4::read().contains(Cr4Flags::PROTECTION_KEY_USER) {
             closed.pkru = Some(read_pkru());
@@ -186,6 +181,13 @@ impl Closed {
                 msr.write(0);
             }
         }
+        let cr4 = Cr4::read();
+        if closures.global_pages && cr4.contains(Cr4Flags::PAGE_GLOBAL) {
+            self.cr4 = Some(cr4);
+            // SAFETY: clearing PGE drops all translations (SDM 3, section 5.10.4.1); new ones are not global, so that the switch to
+            // the view drops them, until it is set again. The host sees no difference.
+            unsafe { Cr4::write(cr4 - Cr4Flags::PAGE_GLOBAL) };
+        }
     }
 
     /// Opens it again, keeping what of it is the sandbox's own.
@@ -202,9 +204,6 @@ impl Closed {
             if let Some(dr7) = self.dr7 {
                 write_dr7(dr7);
             }
-            if self.ldtr != 0 {
-                write_ldtr(self.ldtr);
-            }
             if let Some(pkru) = self.pkru {
                 registers.pkru = read_pkru();
                 write_pkru(pkru);
@@ -214,6 +213,9 @@ impl Closed {
             }
             if let Some(sysenter) = self.sysenter {
                 Msr::new(SYSENTER_CS).write(sysenter);
+            }
+            if let Some(cr4) = self.cr4 {
+                Cr4::write(cr4);
             }
         }
     }
