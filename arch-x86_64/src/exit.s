@@ -177,6 +177,9 @@ sandbox_gate_fatal:
     mov cr3, rax
     mov rsp, [rdi + {HOST_RSP}]
     and rsp, -16
+    mov ecx, {IA32_FS_BASE}
+    mov r8, [rdi + {HOST_FS_BASE}]
+    call sandbox_gate_set_base
     mov ecx, {IA32_GS_BASE}
     mov r8, [rdi + {HOST_GS_BASE}]
     call sandbox_gate_set_base
