@@ -122,6 +122,10 @@ unsafe impl Arch for X86_64 {
             load(state, registers, interrupts);
             let closed = Closed::close((*state).closures, registers);
             let frame = gate::sandbox_gate_enter(state, roots.view[0]);
+            if !frame.is_null() && (*frame).vector == DEBUG {
+                // While nothing is armed: the host may guard the debug registers.
+                registers.dr6 = take_dr6();
+            }
             closed.open(registers);
             frame
         };
@@ -197,12 +201,7 @@ unsafe fn store(state: *mut State, frame: *const crate::Frame, registers: &mut R
                 Trap::Again
             }
             FIRST_INTERRUPT.. => Trap::Interrupt(vector),
-            _ => {
-                if u64::from(vector) == DEBUG {
-                    registers.dr6 = take_dr6();
-                }
-                Trap::Fault
-            }
+            _ => Trap::Fault,
         }
     }
 }

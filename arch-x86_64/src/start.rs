@@ -12,7 +12,7 @@ use core::ptr::NonNull;
 
 use sandbox_core::arch::FatalHook;
 use sandbox_core::{Error, Frame, PAGE_SIZE, Page, Unsupported, VirtAddr};
-use x86_64::instructions::tables::{load_tss, sgdt};
+use x86_64::instructions::tables::{load_tss, sgdt, sidt};
 use x86_64::registers::segmentation::{CS, Segment};
 use x86_64::structures::gdt::{Descriptor, DescriptorFlags, SegmentSelector};
 use x86_64::structures::tss::TaskStateSegment;
@@ -62,6 +62,7 @@ const TYPE_MASK: u64 = 0x1f;
 /// An interrupt gate that is present (SDM 3, figure 7-8).
 const INTERRUPT_GATE: u64 = 0x8e << 40;
 const GATE_DPL3: u64 = 3 << 45;
+const GATE_PRESENT: u64 = 1 << 47;
 const GATE_IST_SHIFT: u32 = 32;
 
 fn descriptor_type(descriptor: u64) -> u64 {
@@ -134,6 +135,18 @@ pub(crate) fn host_frames(translate: &dyn Fn(Page) -> Option<Frame>, frames: &mu
     Ok(count)
 }
 
+/// Whether a gate of the exception table in force uses this entry of the interrupt stack table.
+fn host_uses(entry: u8) -> bool {
+    let idtr = sidt();
+    let gates: *const [u64; 2] = core::ptr::with_exposed_provenance(idtr.base.as_u64() as usize);
+    let count = (usize::from(idtr.limit) + 1) / size_of::<[u64; 2]>();
+    (0..count.min(256)).any(|vector| {
+        // SAFETY: IDTR says that so many gates are there, and the CPU itself reads them.
+        let [low, _] = unsafe { gates.add(vector).read_volatile() };
+        low & GATE_PRESENT != 0 && (low >> GATE_IST_SHIFT & 0b111) as u8 == entry
+    })
+}
+
 /// Fills the gate's data and installs it.
 ///
 /// # Safety
@@ -145,6 +158,11 @@ pub(crate) unsafe fn start(page: Page, config: CpuConfig, hook: FatalHook) -> Re
     let distinct = (0..5).all(|i| (0..i).all(|j| config.free_stacks[i] != config.free_stacks[j]));
     if !config.free_stacks.iter().all(valid) || !distinct {
         return Err(Unsupported::Missing("five different interrupt stack table entries from 1 to 7").into());
+    }
+    if config.free_stacks.iter().any(|&entry| host_uses(entry)) {
+        return Err(
+            Unsupported::Missing("interrupt stack table entries that the host's exception table leaves free").into()
+        );
     }
     let user_code = host.entries.max(1);
     let closures = Closures::find()?;

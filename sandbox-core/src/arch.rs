@@ -188,7 +188,9 @@ pub unsafe trait Arch: Send + Sync + Sized + 'static {
     /// Makes earlier writes to page tables visible to the table walkers of all CPUs.
     fn publish_tables();
 
-    /// Forgets cached translations of `page` on this CPU, the host's global ones included.
+    /// Forgets cached translations of `page` on this CPU, the host's global ones included. Called before a run goes on whose
+    /// access the tables allow and the CPU refused. If the way into the sandbox could bring the translation back (since the
+    /// host maps its text in large global pages), [`enter`](Arch::enter) must see to that.
     fn flush_page(page: Page);
 
     /// Sets `registers` for a call: everything the sandboxed code can read is zero except what `start` needs.
