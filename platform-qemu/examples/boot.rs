@@ -35,15 +35,8 @@ mod smoke {
             return true;
         }
         for file in files::files() {
-            let sum = file
-                .bytes
-                .iter()
-                .fold(0u32, |sum, &byte| sum.rotate_left(1) ^ u32::from(byte));
-            println!(
-                "file {:?}: {} bytes, sum {sum:#x}",
-                file.name,
-                file.bytes.len()
-            );
+            let sum = file.bytes.iter().fold(0u32, |sum, &byte| sum.rotate_left(1) ^ u32::from(byte));
+            println!("file {:?}: {} bytes, sum {sum:#x}", file.name, file.bytes.len());
         }
         for (kind, frames) in memory::summary() {
             println!("{kind:?}: {frames} frames");
@@ -89,18 +82,12 @@ mod smoke {
 
     fn recurse(depth: u64) -> u64 {
         let frame = black_box([depth; 64]);
-        if black_box(true) {
-            recurse(depth + 1) + frame[7]
-        } else {
-            depth
-        }
+        if black_box(true) { recurse(depth + 1) + frame[7] } else { depth }
     }
 
     fn frames() {
         let free = memory::free_frames();
-        let frames: Vec<u64> = (0..100)
-            .map(|_| memory::allocate_frame().expect("RAM"))
-            .collect();
+        let frames: Vec<u64> = (0..100).map(|_| memory::allocate_frame().expect("RAM")).collect();
         assert_eq!(memory::free_frames(), free - frames.len());
         for &frame in &frames {
             assert_eq!(memory::frame_kind(frame), FrameKind::Used);
@@ -113,10 +100,7 @@ mod smoke {
         }
         assert_eq!(memory::free_frames(), free);
         assert_eq!(memory::frame_kind(paging::root()), FrameKind::PageTable);
-        assert_eq!(
-            memory::frame_kind(layout::image_frames().start),
-            FrameKind::Image
-        );
+        assert_eq!(memory::frame_kind(layout::image_frames().start), FrameKind::Image);
         assert_eq!(memory::frame_kind(!(PAGE_SIZE - 1)), FrameKind::Device);
     }
 
@@ -137,15 +121,10 @@ mod smoke {
     /// and executed.
     fn mappings() {
         let image = layout::image();
-        println!(
-            "text {:#x?} rodata {:#x?} data {:#x?}",
-            image.text, image.rodata, image.data
-        );
-        for (part, writable, executable) in [
-            (image.text, false, true),
-            (image.rodata, false, false),
-            (image.data, true, false),
-        ] {
+        println!("text {:#x?} rodata {:#x?} data {:#x?}", image.text, image.rodata, image.data);
+        for (part, writable, executable) in
+            [(image.text, false, true), (image.rodata, false, false), (image.data, true, false)]
+        {
             for page in part.step_by(PAGE_SIZE as usize) {
                 let found = translate(page);
                 if layout::stack_guard().contains(&page) {
@@ -154,62 +133,35 @@ mod smoke {
                 }
                 let found = found.expect("the image is mapped");
                 let expected = (page - layout::IMAGE, writable, executable, false);
-                assert_eq!(
-                    (found.physical, found.writable, found.executable, found.user),
-                    expected,
-                    "{page:#x}"
-                );
+                assert_eq!((found.physical, found.writable, found.executable, found.user), expected, "{page:#x}");
             }
         }
         let ticks = &raw const time::TICKS as u64;
-        assert!(
-            ticks.is_multiple_of(PAGE_SIZE)
-                && translate(ticks).is_some_and(|t| t.writable && !t.executable)
-        );
+        assert!(ticks.is_multiple_of(PAGE_SIZE) && translate(ticks).is_some_and(|t| t.writable && !t.executable));
 
         let frames = memory::summary();
-        let ram: usize = frames
-            .iter()
-            .filter(|(kind, _)| *kind != FrameKind::Device)
-            .map(|(_, count)| count)
-            .sum();
+        let ram: usize = frames.iter().filter(|(kind, _)| *kind != FrameKind::Device).map(|(_, count)| count).sum();
         let (mut checked, mut phys) = (0, 0);
         while checked < ram {
             if memory::frame_kind(phys) != FrameKind::Device {
                 let found = translate(DIRECT_MAP + phys).expect("RAM is mapped");
-                assert_eq!(
-                    (found.physical, found.writable, found.executable),
-                    (phys, true, false)
-                );
+                assert_eq!((found.physical, found.writable, found.executable), (phys, true, false));
                 checked += 1;
             }
             phys += PAGE_SIZE;
         }
         println!("direct map checked: {checked} frames");
-        for nowhere in [
-            0,
-            0x10_0000,
-            0x20_0000,
-            0x4000_0000,
-            WINDOW.start,
-            WINDOW.end - 1,
-            GATE.start,
-        ] {
+        for nowhere in [0, 0x10_0000, 0x20_0000, 0x4000_0000, WINDOW.start, WINDOW.end - 1, GATE.start] {
             assert_eq!(translate(nowhere), None, "{nowhere:#x}");
         }
     }
 
     fn gate_pages() {
-        let frames: Vec<u64> = (0..3)
-            .map(|_| memory::allocate_frame().expect("RAM"))
-            .collect();
+        let frames: Vec<u64> = (0..3).map(|_| memory::allocate_frame().expect("RAM")).collect();
         let base = gate::map_gate_pages(&frames).expect("room");
         for (&frame, page) in frames.iter().zip((base..).step_by(PAGE_SIZE as usize)) {
             let found = translate(page).expect("mapped");
-            assert_eq!(
-                (found.physical, found.writable, found.executable, found.user),
-                (frame, true, false, false)
-            );
+            assert_eq!((found.physical, found.writable, found.executable, found.user), (frame, true, false, false));
             // SAFETY: the page is ours, and mapped writable.
             unsafe { (page as *mut u64).write_volatile(frame) };
             // SAFETY: the frame is ours.
@@ -226,10 +178,7 @@ mod smoke {
         while time::ticks() < start + 5 {
             core::hint::spin_loop();
         }
-        println!(
-            "5 ticks: counter moved by {}",
-            time::instructions() - counted
-        );
+        println!("5 ticks: counter moved by {}", time::instructions() - counted);
         assert_eq!(interrupts::unclaimed(), 0);
         time::stop_tick();
         let stopped = time::ticks();

@@ -32,10 +32,7 @@ pub fn arguments() -> &'static str {
 
 /// The files, in the order of their numbers.
 pub fn files() -> impl Iterator<Item = File> {
-    GIVEN
-        .get()
-        .into_iter()
-        .flat_map(|given| given.files.iter().copied())
+    GIVEN.get().into_iter().flat_map(|given| given.files.iter().copied())
 }
 
 /// Reads everything into the heap, for good.
@@ -52,18 +49,10 @@ pub(crate) fn init() {
         }
     };
     let read_text = |name: &str| -> &'static str {
-        read(name).map_or("", |bytes| {
-            String::from_utf8_lossy(bytes).into_owned().leak()
-        })
+        read(name).map_or("", |bytes| String::from_utf8_lossy(bytes).into_owned().leak())
     };
     let files = (0..).map_while(|i| {
-        Some(File {
-            bytes: read(&format!("opt/sandbox/file{i}"))?,
-            name: read_text(&format!("opt/sandbox/name{i}")),
-        })
+        Some(File { bytes: read(&format!("opt/sandbox/file{i}"))?, name: read_text(&format!("opt/sandbox/name{i}")) })
     });
-    GIVEN.call_once(|| Given {
-        arguments: read_text("opt/sandbox/args"),
-        files: files.collect(),
-    });
+    GIVEN.call_once(|| Given { arguments: read_text("opt/sandbox/args"), files: files.collect() });
 }

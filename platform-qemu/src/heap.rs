@@ -16,9 +16,7 @@ pub struct Heap {
 }
 
 #[global_allocator]
-static HEAP: Heap = Heap {
-    talc: MaskedLock::new(Talc::new(Manual)),
-};
+static HEAP: Heap = Heap { talc: MaskedLock::new(Talc::new(Manual)) };
 
 /// Gives the heap its memory: a physical range.
 pub(crate) fn init(range: Range<u64>) {
@@ -41,16 +39,13 @@ unsafe impl GlobalAlloc for Heap {
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: the caller answers for a block of ours with this layout.
-        self.talc
-            .with(|talc| unsafe { talc.deallocate(block, layout) });
+        self.talc.with(|talc| unsafe { talc.deallocate(block, layout) });
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: the caller answers for a block of ours with this layout and a new size that
         // isn't zero.
-        let in_place = self
-            .talc
-            .with(|talc| unsafe { talc.try_realloc_in_place(block, layout, size) });
+        let in_place = self.talc.with(|talc| unsafe { talc.try_realloc_in_place(block, layout, size) });
         if in_place {
             return block;
         }

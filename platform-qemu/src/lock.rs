@@ -12,9 +12,7 @@ pub struct MaskedLock<T> {
 impl<T> MaskedLock<T> {
     /// Wraps `value`.
     pub const fn new(value: T) -> Self {
-        Self {
-            value: spin::Mutex::new(value),
-        }
+        Self { value: spin::Mutex::new(value) }
     }
 
     /// Runs `work` on the value. Taking the same lock again in `work` hangs.

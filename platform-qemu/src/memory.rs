@@ -92,24 +92,13 @@ pub(crate) unsafe fn init(ram: &[Range<u64>], reserved: &[Range<u64>], mapped: u
             stack_at.add(i).write(0);
             kinds_at.add(i).write(FrameKind::Device);
         }
-        (
-            slice::from_raw_parts_mut(stack_at, count),
-            slice::from_raw_parts_mut(kinds_at, count),
-        )
+        (slice::from_raw_parts_mut(stack_at, count), slice::from_raw_parts_mut(kinds_at, count))
     };
 
-    let mut frames = Frames {
-        first,
-        kinds,
-        stack,
-        free: 0,
-    };
+    let mut frames = Frames { first, kinds, stack, free: 0 };
     ram().for_each(|r| frames.mark(r, FrameKind::Free));
     taken().for_each(|r| frames.mark_ram(r, FrameKind::Reserved));
-    frames.mark(
-        image.start / PAGE_SIZE..image.end.div_ceil(PAGE_SIZE),
-        FrameKind::Image,
-    );
+    frames.mark(image.start / PAGE_SIZE..image.end.div_ceil(PAGE_SIZE), FrameKind::Image);
     frames.mark(table, FrameKind::Reserved);
 
     let heap = frames.carve_heap();
@@ -212,9 +201,7 @@ pub fn free_frame(phys: u64) {
         let index = index.filter(|_| phys.is_multiple_of(PAGE_SIZE));
         let kind = index.map_or(FrameKind::Device, |i| frames.kinds[i]);
         match index {
-            Some(index) if matches!(kind, FrameKind::Used | FrameKind::PageTable) => {
-                frames.push(index)
-            }
+            Some(index) if matches!(kind, FrameKind::Used | FrameKind::PageTable) => frames.push(index),
             _ => panic!("frame {phys:#x} freed, but it is {kind:?}"),
         }
     });
@@ -255,9 +242,6 @@ pub fn direct(phys: u64) -> *mut u8 {
 /// If the pointer isn't one into the direct map.
 pub fn physical(pointer: *const u8) -> u64 {
     let address = pointer as u64;
-    assert!(
-        (DIRECT_MAP..DIRECT_MAP_END).contains(&address),
-        "{pointer:?} is not in the direct map"
-    );
+    assert!((DIRECT_MAP..DIRECT_MAP_END).contains(&address), "{pointer:?} is not in the direct map");
     address - DIRECT_MAP
 }

@@ -79,10 +79,7 @@ pub fn map_device(phys: u64, len: u64) -> *mut u8 {
     let offset = phys % PAGE_SIZE;
     let pages = (offset + len).div_ceil(PAGE_SIZE);
     let base = NEXT_DEVICE.fetch_add(pages * PAGE_SIZE, Ordering::Relaxed);
-    assert!(
-        base + pages * PAGE_SIZE <= DEVICES.end,
-        "out of device addresses"
-    );
+    assert!(base + pages * PAGE_SIZE <= DEVICES.end, "out of device addresses");
     for page in 0..pages {
         let at = page * PAGE_SIZE;
         // SAFETY: the pages are fresh. The pointer that we return is raw: its users answer for

@@ -23,10 +23,7 @@ impl TickPage {
 }
 
 /// The tick counter's page.
-pub static TICKS: TickPage = TickPage {
-    count: AtomicU64::new(0),
-    _rest: [0; 4088],
-};
+pub static TICKS: TickPage = TickPage { count: AtomicU64::new(0), _rest: [0; 4088] };
 
 /// Ticks since the boot.
 pub fn ticks() -> u64 {

@@ -74,10 +74,7 @@ pub(super) fn acknowledge(vector: u64) {
 /// from the highest count.
 pub(super) fn start_timer(vector: u8, count: Option<u32>) {
     write(DIVIDE, DIVIDE_BY_16);
-    write(
-        TIMER,
-        u32::from(vector) | if count.is_some() { PERIODIC } else { MASKED },
-    );
+    write(TIMER, u32::from(vector) | if count.is_some() { PERIODIC } else { MASKED });
     write(INITIAL_COUNT, count.unwrap_or(u32::MAX));
 }
 
@@ -98,10 +95,7 @@ pub(super) fn stop_timer() {
 ///
 /// If the vector is one of the processor's exceptions.
 pub fn raise(vector: u8) {
-    assert!(
-        u64::from(vector) >= super::exceptions::EXCEPTIONS,
-        "vector {vector} is an exception's"
-    );
+    assert!(u64::from(vector) >= super::exceptions::EXCEPTIONS, "vector {vector} is an exception's");
     send(u32::from(vector));
 }
 

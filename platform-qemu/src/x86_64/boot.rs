@@ -38,12 +38,8 @@ struct BootTables {
     directories: [[u64; 512]; PAGE_DIRECTORIES],
 }
 
-static mut BOOT_TABLES: BootTables = BootTables {
-    top: [0; 512],
-    low: [0; 512],
-    high: [0; 512],
-    directories: [[0; 512]; PAGE_DIRECTORIES],
-};
+static mut BOOT_TABLES: BootTables =
+    BootTables { top: [0; 512], low: [0; 512], high: [0; 512], directories: [[0; 512]; PAGE_DIRECTORIES] };
 
 unsafe extern "C" {
     // The physical address of `boot_entry`: the linker script defines it.
@@ -180,15 +176,9 @@ struct BootMap;
 
 impl MemMap for BootMap {
     fn ptr(&self, phys: usize, layout: Layout) -> *const u8 {
-        let fits = (phys as u64)
-            .checked_add(layout.size() as u64)
-            .is_some_and(|end| end <= BOOT_MAPPED);
+        let fits = (phys as u64).checked_add(layout.size() as u64).is_some_and(|end| end <= BOOT_MAPPED);
         let aligned = phys.is_multiple_of(layout.align());
-        if fits && aligned {
-            memory::direct(phys as u64)
-        } else {
-            core::ptr::null()
-        }
+        if fits && aligned { memory::direct(phys as u64) } else { core::ptr::null() }
     }
 }
 
@@ -204,14 +194,8 @@ impl Ram {
         // was written yet.
         let reader = unsafe { StartInfoReader::from_paddr(start_info, BootMap) };
         let reader = reader.expect("PVH start info");
-        let mut ram = Self {
-            ranges: [const { 0..0 }; MAX_RANGES],
-            count: 0,
-        };
-        let usable = reader
-            .memmap()
-            .iter()
-            .filter(|e| e.ty == u32::from(MemmapType::Ram));
+        let mut ram = Self { ranges: [const { 0..0 }; MAX_RANGES], count: 0 };
+        let usable = reader.memmap().iter().filter(|e| e.ty == u32::from(MemmapType::Ram));
         for entry in usable.take(MAX_RANGES) {
             ram.ranges[ram.count] = entry.addr..entry.addr + entry.size;
             ram.count += 1;

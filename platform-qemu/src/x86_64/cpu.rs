@@ -23,8 +23,7 @@ const EXTENDED_EDX_NX: u32 = 20;
 /// If the CPU can't forbid execution page by page.
 pub(super) fn init() {
     let extended = __cpuid_count(EXTENDED_MAX, 0).eax >= EXTENDED_FEATURES;
-    let no_execute =
-        extended && __cpuid_count(EXTENDED_FEATURES, 0).edx >> EXTENDED_EDX_NX & 1 != 0;
+    let no_execute = extended && __cpuid_count(EXTENDED_FEATURES, 0).edx >> EXTENDED_EDX_NX & 1 != 0;
     assert!(no_execute, "the CPU has no no-execute pages");
     // SAFETY: the CPU has the feature, and no page uses the bit yet.
     unsafe { Efer::update(|efer| efer.insert(EferFlags::NO_EXECUTE_ENABLE)) };
@@ -33,18 +32,9 @@ pub(super) fn init() {
     let mut wanted = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION;
     if has_features {
         let features = __cpuid_count(FEATURES, 0);
-        let in_ebx = FEATURES_EBX
-            .iter()
-            .map(|&(bit, flag)| (features.ebx >> bit, flag));
-        let in_ecx = FEATURES_ECX
-            .iter()
-            .map(|&(bit, flag)| (features.ecx >> bit, flag));
-        wanted.extend(
-            in_ebx
-                .chain(in_ecx)
-                .filter(|(word, _)| word & 1 != 0)
-                .map(|(_, flag)| flag),
-        );
+        let in_ebx = FEATURES_EBX.iter().map(|&(bit, flag)| (features.ebx >> bit, flag));
+        let in_ecx = FEATURES_ECX.iter().map(|&(bit, flag)| (features.ecx >> bit, flag));
+        wanted.extend(in_ebx.chain(in_ecx).filter(|(word, _)| word & 1 != 0).map(|(_, flag)| flag));
     }
     // SAFETY: each flag is one that the CPU has. No global pages are used, no page is open to
     // unprivileged code, and FP stays unusable: the kernel is built without it.

@@ -30,10 +30,8 @@ pub(super) struct Frame {
 const _: () = assert!(size_of::<Frame>().is_multiple_of(16));
 
 /// The registers in the order of [`Frame::registers`].
-const REGISTERS: [&str; 15] = [
-    "r15", "r14", "r13", "r12", "r11", "r10", "r9", "r8", "rbp", "rdi", "rsi", "rdx", "rcx", "rbx",
-    "rax",
-];
+const REGISTERS: [&str; 15] =
+    ["r15", "r14", "r13", "r12", "r11", "r10", "r9", "r8", "rbp", "rdi", "rsi", "rdx", "rcx", "rbx", "rax"];
 
 /// Vectors with an error code, one bit each.
 const ERROR_CODES: u64 = {
@@ -118,20 +116,9 @@ global_asm!(
 
 impl fmt::Display for Frame {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Self {
-            error,
-            rip,
-            cs,
-            flags,
-            rsp,
-            ss,
-            ..
-        } = *self;
+        let Self { error, rip, cs, flags, rsp, ss, .. } = *self;
         writeln!(f, "error code {error:#x}")?;
-        writeln!(
-            f,
-            "rip {cs:02x}:{rip:016x}  rsp {ss:02x}:{rsp:016x}  flags {flags:#x}"
-        )?;
+        writeln!(f, "rip {cs:02x}:{rip:016x}  rsp {ss:02x}:{rsp:016x}  flags {flags:#x}")?;
         for (i, (name, value)) in REGISTERS.iter().zip(self.registers).enumerate() {
             let end = if i % 4 == 3 { "\n" } else { "  " };
             write!(f, "{name:>3} {value:016x}{end}")?;

@@ -9,9 +9,5 @@ const FAIL: u32 = 35;
 pub(crate) fn exit(pass: bool) -> ! {
     // SAFETY: the runner puts the device at this port.
     let device = unsafe { X86::new(PORT, PASS) };
-    if pass {
-        device.exit_success()
-    } else {
-        device.exit(FAIL >> 1)
-    }
+    if pass { device.exit_success() } else { device.exit(FAIL >> 1) }
 }

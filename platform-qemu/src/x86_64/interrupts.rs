@@ -54,10 +54,7 @@ pub fn restore(state: State) {
 /// If no device can have the vector.
 pub(crate) fn open(line: usize) {
     let vector = line as u64;
-    assert!(
-        vector >= EXCEPTIONS && vector != SPURIOUS,
-        "vector {vector} is not a device's"
-    );
+    assert!(vector >= EXCEPTIONS && vector != SPURIOUS, "vector {vector} is not a device's");
 }
 
 #[repr(C, align(4096))]
@@ -84,10 +81,8 @@ pub(super) fn init() {
             };
         }
     }
-    let pointer = DescriptorTablePointer {
-        limit: (size_of::<Table>() - 1) as u16,
-        base: VirtAddr::from_ptr(TABLE.0.get()),
-    };
+    let pointer =
+        DescriptorTablePointer { limit: (size_of::<Table>() - 1) as u16, base: VirtAddr::from_ptr(TABLE.0.get()) };
     // SAFETY: the table is complete and lives for ever.
     unsafe { lidt(&pointer) };
 }

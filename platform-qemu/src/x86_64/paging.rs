@@ -6,8 +6,7 @@ use x86_64::{
     PhysAddr, VirtAddr,
     registers::control::Cr3,
     structures::paging::{
-        FrameAllocator, Mapper, OffsetPageTable, Page, PageTable, PageTableFlags, PhysFrame,
-        Size2MiB, Size4KiB,
+        FrameAllocator, Mapper, OffsetPageTable, Page, PageTable, PageTableFlags, PhysFrame, Size2MiB, Size4KiB,
     },
 };
 
@@ -65,21 +64,11 @@ unsafe fn tables(root: u64) -> OffsetPageTable<'static> {
 /// What the active tables say of an address, permissions combined over the levels.
 pub fn translate(virt: u64) -> Option<Translation> {
     let mut table = root();
-    let mut translation = Translation {
-        physical: 0,
-        writable: true,
-        executable: true,
-        user: true,
-    };
+    let mut translation = Translation { physical: 0, writable: true, executable: true, user: true };
     for level in (1..=LEVELS).rev() {
         let shift = 12 + 9 * (level - 1);
         // SAFETY: tables lie in RAM, which the direct map has, and are never freed.
-        let entry = unsafe {
-            memory::direct(table)
-                .cast::<u64>()
-                .add((virt >> shift) as usize % 512)
-                .read_volatile()
-        };
+        let entry = unsafe { memory::direct(table).cast::<u64>().add((virt >> shift) as usize % 512).read_volatile() };
         let flags = PageTableFlags::from_bits_retain(entry);
         if !flags.contains(PageTableFlags::PRESENT) {
             return None;
@@ -124,9 +113,7 @@ unsafe fn map_in(tables: &mut OffsetPageTable, virt: u64, phys: u64, access: Acc
     use x86_64::structures::paging::mapper::MapToError;
     let frame = PhysFrame::containing_address(PhysAddr::new(phys));
     // SAFETY: the caller answers for the page and the frame.
-    match unsafe {
-        tables.map_to_with_table_flags(page(virt), frame, flags(access), TABLE, &mut Tables)
-    } {
+    match unsafe { tables.map_to_with_table_flags(page(virt), frame, flags(access), TABLE, &mut Tables) } {
         Ok(flush) => {
             flush.flush();
             Some(())
@@ -169,8 +156,7 @@ pub(super) fn init(ram: &[Range<u64>]) {
     ] {
         for virt in part.step_by(PAGE_SIZE as usize) {
             // SAFETY: the tables are new and not active; the image is where it was linked.
-            unsafe { map_in(&mut tables, virt, virt - layout::IMAGE, access) }
-                .expect("memory for page tables");
+            unsafe { map_in(&mut tables, virt, virt - layout::IMAGE, access) }.expect("memory for page tables");
         }
     }
     for range in ram {
@@ -203,15 +189,8 @@ unsafe fn map_ram(tables: &mut OffsetPageTable, range: &Range<u64>) -> Option<()
         let large = Page::<Size2MiB>::containing_address(VirtAddr::new(virt));
         let frame = PhysFrame::containing_address(PhysAddr::new(phys));
         // SAFETY: the caller answers for it.
-        let mapped = unsafe {
-            tables.map_to_with_table_flags(
-                large,
-                frame,
-                flags(Access::ReadWrite),
-                TABLE,
-                &mut Tables,
-            )
-        };
+        let mapped =
+            unsafe { tables.map_to_with_table_flags(large, frame, flags(Access::ReadWrite), TABLE, &mut Tables) };
         mapped.ok()?.ignore();
         phys += LARGE_PAGE;
     }

@@ -53,10 +53,8 @@ struct Shared(UnsafeCell<Tables>);
 // SAFETY: written once by `init`, before anything else runs; afterwards the processor's.
 unsafe impl Sync for Shared {}
 
-static TABLES: Shared = Shared(UnsafeCell::new(Tables {
-    task: TaskStateSegment::new(),
-    descriptors: GlobalDescriptorTable::new(),
-}));
+static TABLES: Shared =
+    Shared(UnsafeCell::new(Tables { task: TaskStateSegment::new(), descriptors: GlobalDescriptorTable::new() }));
 
 /// The address of the task state segment.
 pub fn tss_address() -> u64 {
@@ -74,8 +72,7 @@ pub(super) fn init() {
     let code = descriptors.append(Descriptor::kernel_code_segment());
     let data = descriptors.append(Descriptor::kernel_data_segment());
     // SAFETY: the static lives for ever.
-    let task =
-        descriptors.append(unsafe { Descriptor::tss_segment_unchecked(ptr::from_ref(task)) });
+    let task = descriptors.append(unsafe { Descriptor::tss_segment_unchecked(ptr::from_ref(task)) });
     // SAFETY: the table lives for ever, and the selectors name what each register needs.
     unsafe {
         descriptors.load_unsafe();
