@@ -45,8 +45,9 @@ pub trait Kernel: Sync {
     /// How many interrupts of the suite's own the kernel has handled.
     fn handled(&self, line: Line) -> u64;
 
-    /// Runs `work` while non-maskable interrupts arrive on their own, many in a tick, at any instruction.
-    fn with_nmi_storm(&self, work: &mut dyn FnMut()) -> Result<(), &'static str>;
+    /// Makes one non-maskable interrupt arrive on its own, at whatever instruction is executed then: after `steps` steps of a
+    /// clock that has thousands in a tick.
+    fn raise_nmi_after(&self, steps: u16) -> Result<(), &'static str>;
 
     /// Runs `work` while a page of a process is mapped in the lower half of the address space, readable and writable for
     /// unprivileged code, and executable too if the machine lets it. `work` gets its address.

@@ -5,6 +5,8 @@ use core::arch::{asm, naked_asm};
 
 use aarch64_cpu::registers::{ID_AA64MMFR1_EL1, ID_AA64PFR0_EL1, Readable};
 
+use super::Spoiler;
+
 /// Everything that a call must leave as it was.
 pub(crate) type Snapshot = Vec<(&'static str, u64)>;
 
@@ -156,17 +158,17 @@ extern "C" fn spoil_timing_otherwise() {
     naked_asm!("msr s3_3_c4_c2_5, xzr", "udf #0")
 }
 
-/// Functions that change what unprivileged code can change, and then return to the host or fault.
-pub(crate) fn spoilers() -> Vec<(&'static str, extern "C" fn())> {
-    let mut all: Vec<(_, extern "C" fn())> = Vec::from([
-        ("flags and pointers, then a return", spoil_and_return as extern "C" fn()),
-        ("flags and pointers, then a fault", spoil_and_fault),
-        ("general registers, then a fault", super::spoil_registers),
-        ("general registers, then a return", super::spoil_registers_and_return),
+/// Everything that unprivileged code can change.
+pub(crate) fn spoilers() -> Vec<Spoiler> {
+    let mut all = Vec::from([
+        Spoiler::new("flags and pointers", true, spoil_and_return),
+        Spoiler::new("flags and pointers", false, spoil_and_fault),
+        Spoiler::new("general registers", false, super::spoil_registers),
+        Spoiler::new("general registers", true, super::spoil_registers_and_return),
     ]);
     if has_dit() {
-        all.push(("data-independent timing", spoil_timing));
-        all.push(("data-dependent timing", spoil_timing_otherwise));
+        all.push(Spoiler::new("data-independent timing", true, spoil_timing));
+        all.push(Spoiler::new("data-dependent timing", false, spoil_timing_otherwise));
     }
     all
 }

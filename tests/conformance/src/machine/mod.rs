@@ -26,6 +26,20 @@ cfg_if::cfg_if! {
 
 use sandbox_mode::ExitReason;
 
+/// A function that changes what unprivileged code can change.
+pub(crate) struct Spoiler {
+    pub(crate) what: &'static str,
+    pub(crate) code: extern "C" fn(),
+    /// Whether it returns to the host; else it ends in an illegal instruction.
+    pub(crate) returns: bool,
+}
+
+impl Spoiler {
+    fn new(what: &'static str, returns: bool, code: extern "C" fn()) -> Self {
+        Spoiler { what, code, returns }
+    }
+}
+
 /// An instruction (or a few) that must end a sandbox.
 pub(crate) struct Instruction {
     /// As an assembler writes it.

@@ -10,6 +10,8 @@ use x86_64::registers::model_specific::{FsBase, GsBase, KernelGsBase, Msr};
 use x86_64::registers::rflags::{self, RFlags};
 use x86_64::registers::segmentation::{CS, DS, ES, FS, GS, Segment, SegmentSelector};
 
+use super::Spoiler;
+
 /// Everything that a call must leave as it was.
 pub(crate) type Snapshot = Vec<(&'static str, u64)>;
 
@@ -207,20 +209,20 @@ const SPOILED_FLAGS: i32 = (RFlags::DIRECTION_FLAG.bits()
     | RFlags::OVERFLOW_FLAG.bits()
     | RFlags::CARRY_FLAG.bits()) as i32;
 
-/// Functions that change what unprivileged code can change, and then return to the host or fault.
-pub(crate) fn spoilers() -> Vec<(&'static str, extern "C" fn())> {
-    let mut all: Vec<(_, extern "C" fn())> = Vec::from([
-        ("flags and selectors, then a return", spoil_and_return as extern "C" fn()),
-        ("flags and selectors, then a fault", spoil_and_fault),
-        ("the trap flag, then a return", trap_and_return),
-        ("general registers, then a fault", super::spoil_registers),
-        ("general registers, then a return", super::spoil_registers_and_return),
+/// Everything that unprivileged code can change.
+pub(crate) fn spoilers() -> Vec<Spoiler> {
+    let mut all = Vec::from([
+        Spoiler::new("flags and selectors", true, spoil_and_return),
+        Spoiler::new("flags and selectors", false, spoil_and_fault),
+        Spoiler::new("the trap flag", true, trap_and_return),
+        Spoiler::new("general registers", false, super::spoil_registers),
+        Spoiler::new("general registers", true, super::spoil_registers_and_return),
     ]);
     if has_fsgsbase() {
-        all.push(("FS and GS base", spoil_bases));
+        all.push(Spoiler::new("FS and GS base", false, spoil_bases));
     }
     if has_pkru() {
-        all.push(("PKRU", spoil_pkru));
+        all.push(Spoiler::new("PKRU", true, spoil_pkru));
     }
     all
 }

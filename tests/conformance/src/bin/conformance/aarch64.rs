@@ -33,7 +33,7 @@ pub(crate) fn nmi_count() -> u64 {
     0
 }
 
-pub(crate) fn with_nmi_storm(_work: &mut dyn FnMut()) -> Result<(), &'static str> {
+pub(crate) fn raise_nmi_after(_device: VirtAddr, _steps: u16) -> Result<(), &'static str> {
     Err("this machine has no non-maskable interrupts")
 }
 

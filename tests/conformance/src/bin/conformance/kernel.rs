@@ -66,8 +66,8 @@ impl Kernel for QemuKernel {
         }
     }
 
-    fn with_nmi_storm(&self, work: &mut dyn FnMut()) -> Result<(), &'static str> {
-        machine::with_nmi_storm(work)
+    fn raise_nmi_after(&self, steps: u16) -> Result<(), &'static str> {
+        machine::raise_nmi_after(self.device, steps)
     }
 
     fn with_process_page(&self, work: &mut dyn FnMut(VirtAddr)) -> Result<(), &'static str> {

@@ -12,7 +12,7 @@ use x86_64::registers::xcontrol::{XCr0, XCr0Flags};
 /// A vector that nothing else uses.
 pub(crate) const ORDINARY_LINE: usize = 0x80;
 pub(crate) const FAST_LINE: Option<usize> = None;
-/// The I/O APIC: where the NMIs of `with_nmi_storm` come from.
+/// The I/O APIC: through which `raise_nmi_after` comes.
 pub(crate) const DEVICE: u64 = 0xfec0_0000;
 
 const CPUID_FEATURES: u32 = 7;
@@ -73,19 +73,15 @@ const WINDOW: usize = 0x10;
 const TIMER_LOW: u32 = 0x10 + 2 * 2;
 const TIMER_HIGH: u32 = TIMER_LOW + 1;
 const DELIVER_NMI: u32 = 0b100 << 8;
-const MASKED: u32 = 1 << 16;
 
-/// The interval timer's channel 0: square waves, both bytes of the divisor (8254, "Mode 2: rate generator").
+/// The interval timer's channel 0, both bytes of the count, output goes high when it has run out (8254, "Mode 0").
 const TIMER_COMMAND: u16 = 0x43;
 const TIMER_CHANNEL: u16 = 0x40;
-const RATE_GENERATOR: u8 = 0b0011_0100;
-/// Some 10,000 a second, and the divisor that the firmware leaves.
-const FAST_DIVISOR: u16 = 119;
-const SLOW_DIVISOR: u16 = 0;
+const ONE_SHOT: u8 = 0b0011_0000;
 
-/// The interval timer, routed through the I/O APIC as NMI.
-pub(crate) fn with_nmi_storm(work: &mut dyn FnMut()) -> Result<(), &'static str> {
-    let registers = paging::map_device(DEVICE, platform_qemu::layout::PAGE_SIZE);
+/// The interval timer, through the I/O APIC, whose registers are at `device`.
+pub(crate) fn raise_nmi_after(device: VirtAddr, steps: u16) -> Result<(), &'static str> {
+    let registers = core::ptr::with_exposed_provenance_mut::<u8>(device.0 as usize);
     let write = |index: u32, value: u32| {
         // SAFETY: the I/O APIC's registers, mapped for good, which nothing else in this kernel uses.
         unsafe {
@@ -95,22 +91,15 @@ pub(crate) fn with_nmi_storm(work: &mut dyn FnMut()) -> Result<(), &'static str>
     };
     write(TIMER_HIGH, 0);
     write(TIMER_LOW, DELIVER_NMI);
-    set_timer(FAST_DIVISOR);
-    work();
-    set_timer(SLOW_DIVISOR);
-    write(TIMER_LOW, MASKED);
-    Ok(())
-}
-
-fn set_timer(divisor: u16) {
-    let [low, high] = divisor.to_le_bytes();
+    let [low, high] = steps.max(1).to_le_bytes();
     let mut channel = Port::<u8>::new(TIMER_CHANNEL);
     // SAFETY: the interval timer's channel 0, which nothing else in this kernel uses.
     unsafe {
-        Port::<u8>::new(TIMER_COMMAND).write(RATE_GENERATOR);
+        Port::<u8>::new(TIMER_COMMAND).write(ONE_SHOT);
         channel.write(low);
         channel.write(high);
     }
+    Ok(())
 }
 
 /// Where the process's page is, and what a table's entry for it says: present, writable, for user code.
