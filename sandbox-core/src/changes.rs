@@ -4,6 +4,7 @@
 //! the entries are changed, which cannot fail.
 
 use core::ops::Range;
+use core::sync::atomic::Ordering;
 
 use crate::addr::Frame;
 use crate::addr::PageRange;
@@ -139,7 +140,7 @@ impl<F: Format> Tables<F> {
                 }
             }
         }
-        (0..ENTRIES).all(|index| frames.read(table, index) == 0)
+        frames.table(table).iter().all(|entry| entry.load(Ordering::Relaxed) == 0)
     }
 
     /// Restricts the pages `range` below `table`, which were isolated.

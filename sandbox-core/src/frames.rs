@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use crate::addr::{Frame, PAGE_SIZE, Page};
 use crate::arch::Arch;
 use crate::error::Error;
+use crate::format::ENTRIES;
 use crate::host::{FrameKind, Host};
 use crate::lock::IrqLock;
 use crate::permissions::{Access, Permissions};
@@ -136,13 +137,17 @@ impl<H: Host, A: Arch> Frames<H, A> {
         self.record.with(|record| record.is_node(&self.host, frame))
     }
 
-    /// Entry `index` of the table in `frame`.
-    pub(crate) fn entry(&self, frame: Frame, index: usize) -> &AtomicU64 {
-        debug_assert!(index < crate::format::ENTRIES);
-        // SAFETY: the frame's pointer covers 512 entries and stays valid while the frame is in use (Host, condition 2), which for
+    /// The table in `frame`.
+    pub(crate) fn table(&self, frame: Frame) -> &[AtomicU64; ENTRIES] {
+        // SAFETY: the frame's pointer covers the entries and stays valid while the frame is in use (Host, condition 2), which for
         // tables is as long as something points to them; the CPU's walker and other threads only ever access entries
         // as whole words.
-        unsafe { AtomicU64::from_ptr(self.host.frame_pointer(frame).cast::<u64>().add(index)) }
+        unsafe { &*self.host.frame_pointer(frame).cast() }
+    }
+
+    /// Entry `index` of the table in `frame`.
+    pub(crate) fn entry(&self, frame: Frame, index: usize) -> &AtomicU64 {
+        &self.table(frame)[index]
     }
 
     /// The raw entry `index` of the table in `frame`.

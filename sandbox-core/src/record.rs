@@ -79,7 +79,7 @@ pub(crate) struct Record {
 /// How many nodes there are of each hash: a quick way to say that a frame is none. A count that has reached its end stays.
 struct Filter([u8; 1 << FILTER_BITS]);
 
-const FILTER_BITS: u32 = 10;
+const FILTER_BITS: u32 = 8;
 
 impl Filter {
     fn count(&mut self, node: Frame) -> &mut u8 {

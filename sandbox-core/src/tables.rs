@@ -15,10 +15,12 @@
 //! while a stale entry could still be *used*; a view is changed only while it isn't running, and every entry passes
 //! through a root switch that drops what is stale.
 
+use core::sync::atomic::Ordering;
+
 use crate::addr::{Frame, Page, PageRange};
 use crate::arch::Arch;
 use crate::error::Error;
-use crate::format::{ENTRIES, Entry, Format, Leaf, MAX_ROOTS, Roots, pages_at};
+use crate::format::{Entry, Format, Leaf, MAX_ROOTS, Roots, pages_at};
 use crate::frames::Frames;
 use crate::host::Host;
 use crate::record::FrameUse;
@@ -197,10 +199,10 @@ impl<F: Format> Tables<F> {
             Entry::Table { frame, .. } => copy_shared(self.format, frames, frame, level - 1)?,
             Entry::Leaf(leaf) => {
                 let new = frames.allocate(FrameUse::Table)?;
-                for part in 0..ENTRIES {
+                for (part, entry) in frames.table(new).iter().enumerate() {
                     let leaf = Leaf { frame: leaf.frame.add(part as u64 * pages_at(level - 1)), ..leaf };
                     let bits = raw & (F::OWNED | F::CLAIMED);
-                    frames.write(new, part, self.format.encode_leaf(level - 1, leaf) | bits);
+                    entry.store(self.format.encode_leaf(level - 1, leaf) | bits, Ordering::Release);
                 }
                 new
             }
@@ -246,8 +248,11 @@ impl<F: Format> Tables<F> {
     }
 
     fn destroy_table<H: Host, A: Arch>(&self, frames: &Frames<H, A>, table: Frame, level: u8) {
-        for index in 0..ENTRIES {
-            let raw = frames.read(table, index);
+        for entry in frames.table(table) {
+            let raw = entry.load(Ordering::Relaxed);
+            if raw == 0 {
+                continue;
+            }
             match self.format.decode(level, raw) {
                 Entry::Absent => {}
                 Entry::Leaf(leaf) => self.release(frames, raw, level, leaf),
@@ -290,8 +295,8 @@ fn copy_shared<F: Format, H: Host, A: Arch>(
     level: u8,
 ) -> Result<Frame, Error> {
     let copy = frames.allocate(FrameUse::Table)?;
-    for index in 0..ENTRIES {
-        let raw = frames.read(table, index);
+    for (from, to) in frames.table(table).iter().zip(frames.table(copy)) {
+        let raw = from.load(Ordering::Relaxed);
         if raw == 0 {
             continue;
         }
@@ -300,7 +305,7 @@ fn copy_shared<F: Format, H: Host, A: Arch>(
             Entry::Table { .. } => raw | F::SHARED,
             Entry::Leaf(_) => raw & !(F::OWNED | F::CLAIMED),
         };
-        frames.write(copy, index, raw);
+        to.store(raw, Ordering::Release);
     }
     Ok(copy)
 }

@@ -1,7 +1,7 @@
 //! Typed calls: values, inputs, outputs, results, and what becomes of them when the code misbehaves.
 
 use super::audit::audit;
-use super::layout::{LAYOUTS, ONE_ROOT};
+use super::layout::{LAYOUTS, USUAL};
 use super::processor::{cpu, interrupts_masked, next, refused};
 use super::rig::Rig;
 use crate::arch::Trap;
@@ -42,7 +42,7 @@ fn parse(text: &str, numbers: &[u32], scale: u64, header: &mut Header, counters:
 
 #[test]
 fn everything_arrives_and_comes_back() {
-    for layout in LAYOUTS {
+    for &layout in LAYOUTS {
         for placement in PLACEMENTS {
             let rig = Rig::new(layout);
             let mut sandbox = rig.hal().sandbox_with(rig.config().placement(placement)).unwrap();
@@ -65,7 +65,7 @@ fn everything_arrives_and_comes_back() {
 #[test]
 fn alignment_is_kept_at_both_ends() {
     for placement in PLACEMENTS {
-        let rig = Rig::new(ONE_ROOT);
+        let rig = Rig::new(USUAL);
         let mut sandbox = rig.hal().sandbox_with(rig.config().placement(placement)).unwrap();
         let aligned = |line: &Line, lines: &[Line], whole: &Whole, value: Line, wide: u128, out: &mut Whole| {
             out.0 = whole.0;
@@ -94,7 +94,7 @@ fn alignment_is_kept_at_both_ends() {
 
 #[test]
 fn empty_buffers_are_no_trouble() {
-    for layout in LAYOUTS {
+    for &layout in LAYOUTS {
         for placement in PLACEMENTS {
             let rig = Rig::new(layout);
             let mut sandbox = rig.hal().sandbox_with(rig.config().placement(placement)).unwrap();
@@ -119,7 +119,7 @@ fn empty_buffers_are_no_trouble() {
 #[test]
 fn data_lies_next_to_its_guard_page() {
     for placement in PLACEMENTS {
-        let rig = Rig::new(ONE_ROOT);
+        let rig = Rig::new(USUAL);
         let mut sandbox = rig.hal().sandbox_with(rig.config().placement(placement)).unwrap();
         for len in [1, 4095, 4096, 4097, 9000] {
             next(move |guest| {
@@ -148,7 +148,7 @@ fn data_lies_next_to_its_guard_page() {
 
 #[test]
 fn the_rest_of_a_buffers_pages_has_nothing_of_the_hosts() {
-    let rig = Rig::new(ONE_ROOT);
+    let rig = Rig::new(USUAL);
     let mut sandbox = rig.sandbox();
     next(|guest| {
         let (address, len) = guest.part(0)?;
@@ -167,7 +167,7 @@ fn the_rest_of_a_buffers_pages_has_nothing_of_the_hosts() {
 
 #[test]
 fn outputs_change_on_return_only() {
-    let rig = Rig::new(ONE_ROOT);
+    let rig = Rig::new(USUAL);
     let mut sandbox = rig.sandbox();
     let write = |guest: &mut super::processor::Guest<'_>, value: u8| {
         let (address, len) = guest.part(0)?;
@@ -202,7 +202,7 @@ fn outputs_change_on_return_only() {
 
 #[test]
 fn an_input_is_a_copy() {
-    let rig = Rig::new(ONE_ROOT);
+    let rig = Rig::new(USUAL);
     let mut sandbox = rig.sandbox();
     let data = [1u8; 100];
     next(|guest| {
@@ -219,7 +219,7 @@ fn an_input_is_a_copy() {
 
 #[test]
 fn results_are_what_the_sandbox_left() {
-    let rig = Rig::new(ONE_ROOT);
+    let rig = Rig::new(USUAL);
     let mut sandbox = rig.sandbox();
     assert_eq!(sandbox.call(|a: u64, b: u64| a.wrapping_mul(b), (Val(6u64), Val(7u64))), Ok(42));
     let large: [u8; 1024] = sandbox.call(|byte: u8| [byte; 1024], (Val(7u8),)).unwrap();
@@ -233,7 +233,7 @@ fn results_are_what_the_sandbox_left() {
 
 #[test]
 fn interrupts_are_forwarded_and_the_run_goes_on() {
-    let rig = Rig::new(ONE_ROOT);
+    let rig = Rig::new(USUAL);
     let mut sandbox = rig.sandbox();
     next(|_| Ok(Trap::Interrupt(11)));
     next(|_| Ok(Trap::Again));
@@ -245,7 +245,7 @@ fn interrupts_are_forwarded_and_the_run_goes_on() {
 
 #[test]
 fn a_run_is_made_of_steps() {
-    let rig = Rig::new(ONE_ROOT);
+    let rig = Rig::new(USUAL);
     let mut sandbox = rig.sandbox();
     let mut out = 0u32;
     next(|_| Ok(Trap::Interrupt(11)));
@@ -261,7 +261,7 @@ fn a_run_is_made_of_steps() {
 
 #[test]
 fn a_cpu_that_was_not_started_enters_nothing() {
-    let rig = Rig::new(ONE_ROOT);
+    let rig = Rig::new(USUAL);
     let mut sandbox = rig.sandbox();
     for index in [1, 3, 4095, 4096, usize::MAX] {
         cpu(|cpu| cpu.index = index);
@@ -275,7 +275,7 @@ fn a_cpu_that_was_not_started_enters_nothing() {
 #[test]
 fn messages_name_what_went_wrong() {
     use std::string::ToString;
-    let rig = Rig::new(ONE_ROOT);
+    let rig = Rig::new(USUAL);
     let mut sandbox = rig.sandbox();
     next(|guest| {
         guest.registers.at = 0x4000;

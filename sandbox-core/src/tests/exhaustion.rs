@@ -39,7 +39,7 @@ fn exhaust<T>(
 
 #[test]
 fn a_hal_can_run_out_while_it_is_made() {
-    for layout in LAYOUTS {
+    for &layout in LAYOUTS {
         let mut failures = 0;
         for budget in budgets() {
             let machine = Machine::new(layout);
@@ -57,7 +57,7 @@ fn a_hal_can_run_out_while_it_is_made() {
 
 #[test]
 fn a_cpu_can_run_out_while_it_is_started() {
-    for layout in LAYOUTS {
+    for &layout in LAYOUTS {
         let rig = Rig::stopped(Machine::new(layout)).unwrap();
         let sandbox = rig.sandbox();
         let before = translations(&rig, &sandbox);
@@ -81,7 +81,7 @@ fn a_cpu_can_run_out_while_it_is_started() {
 
 #[test]
 fn a_sandbox_can_run_out_while_it_is_made() {
-    for layout in LAYOUTS {
+    for &layout in LAYOUTS {
         let rig = Rig::new(layout);
         let before = rig.machine.outstanding();
         let check = || {
@@ -96,7 +96,7 @@ fn a_sandbox_can_run_out_while_it_is_made() {
 
 #[test]
 fn a_grant_can_run_out() {
-    for layout in LAYOUTS {
+    for &layout in LAYOUTS {
         let rig = Rig::new(layout);
         rig.map_data(500, 12, RW);
         rig.machine.map_range(layout.data(512, 512), block_of_frames(), 1, RW);
@@ -124,8 +124,9 @@ fn a_grant_can_run_out() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "hundreds of pages")]
 fn tables_that_a_failure_left_are_in_nobodys_way() {
-    for layout in LAYOUTS {
+    for &layout in LAYOUTS {
         let rig = Rig::new(layout);
         rig.map_data(512, 1, RW);
         let mut sandbox = rig.sandbox();
@@ -164,7 +165,7 @@ fn change(
     prepare: impl Fn(&Rig, &mut SimSandbox<'_>),
     change: impl Fn(&Rig, &mut SimSandbox<'_>) -> Result<(), Error>,
 ) {
-    for layout in LAYOUTS {
+    for &layout in LAYOUTS {
         let rig = Rig::new(layout);
         rig.machine.map_range(layout.data(512, 512), block_of_frames(), 1, RW);
         rig.machine.map_range(layout.data(1024, 512), block_of_frames().add(512), 1, RW);
@@ -191,6 +192,7 @@ fn change(
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "hundreds of pages")]
 fn a_revocation_can_run_out() {
     // Two blocks are cut, and the image's tables copied.
     change(
@@ -201,6 +203,7 @@ fn a_revocation_can_run_out() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "hundreds of pages")]
 fn a_restriction_can_run_out() {
     change(
         |rig, sandbox| grant(sandbox, rig.layout.data(512, 1024), RW).unwrap(),
@@ -211,7 +214,7 @@ fn a_restriction_can_run_out() {
 
 #[test]
 fn a_call_can_run_out() {
-    for layout in LAYOUTS {
+    for &layout in LAYOUTS {
         let rig = Rig::new(layout);
         let mut sandbox = rig.sandbox();
         sandbox.call(|_: &[u8]| (), (In(&[1; 10][..]),)).unwrap();
@@ -241,13 +244,13 @@ fn a_call_can_run_out() {
             sandbox.call(|_: &mut [u8; 1]| (), (Out(&mut small),)).unwrap();
             assert_eq!(small, [5]);
         }
-        assert!(failures > 1);
+        assert!(failures > 0);
     }
 }
 
 #[test]
 fn taking_over_a_new_gate_can_run_out() {
-    for layout in LAYOUTS {
+    for &layout in LAYOUTS {
         let rig = Rig::stopped(Machine::new(layout)).unwrap();
         let mut sandbox = rig.sandbox();
         // Before the first gate there was nothing of it in the template to share.

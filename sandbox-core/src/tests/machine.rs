@@ -1,9 +1,10 @@
 //! Physical memory and a host kernel's page tables in it.
 //!
-//! Memory is one allocation. Frames are handed out full of rubbish, from both ends by turns, and must come back zeroed,
+//! Frames are handed out full of rubbish, from both ends by turns, and must come back zeroed,
 //! once, and all of them.
 
 use std::alloc::{alloc_zeroed, dealloc};
+use std::boxed::Box;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::vec::Vec;
@@ -22,10 +23,16 @@ use crate::permissions::Permissions;
 pub(super) const FIRST: u64 = 0x600;
 pub(super) const FRAMES: u64 = 0x400;
 /// Text and read-only data lie from here on, without memory: nobody looks into them.
-pub(super) const IMAGE_FRAMES: u64 = 0x1_0000;
+const IMAGE_FRAMES: u64 = 0x1_0000;
+
+/// The frame that page `page` of the image lies in.
+pub(super) fn image_frame(page: u64) -> Frame {
+    Frame::from_start((IMAGE_FRAMES + page) << 12).unwrap()
+}
+
 /// Blocks of frames without memory.
 pub(super) const BLOCKS: u64 = 0x8_0000;
-const SHAPE: std::alloc::Layout = match std::alloc::Layout::from_size_align(FRAMES as usize * PAGE_SIZE, PAGE_SIZE) {
+const SHAPE: std::alloc::Layout = match std::alloc::Layout::from_size_align(PAGE_SIZE, PAGE_SIZE) {
     Ok(shape) => shape,
     Err(_) => panic!(),
 };
@@ -49,7 +56,9 @@ struct State {
 }
 
 pub(super) struct Machine {
-    memory: *mut u8,
+    /// An allocation for each frame, made when the frame is first used: what runs over a frame's end is caught by Miri.
+    /// The array of their addresses is reached without references, each of which Miri would look at as a whole.
+    memory: *mut *mut u8,
     pub(super) layout: Layout,
     roots: Mutex<Roots>,
     /// Held while the tables may not change.
@@ -62,7 +71,7 @@ pub(super) struct Machine {
     pub(super) cpus: usize,
 }
 
-// SAFETY: `memory` is reached through raw pointers only, by one thread at a time in each test; all else is behind locks.
+// SAFETY: `memory` is reached by one thread at a time in each test; all else is behind locks.
 unsafe impl Send for Machine {}
 // SAFETY: as above.
 unsafe impl Sync for Machine {}
@@ -70,9 +79,6 @@ unsafe impl Sync for Machine {}
 impl Machine {
     /// A machine with an image and nothing else mapped.
     pub(super) fn new(layout: Layout) -> Machine {
-        // SAFETY: the size is not zero.
-        let memory = unsafe { alloc_zeroed(SHAPE) };
-        assert!(!memory.is_null());
         let state = State {
             free: (FIRST..FIRST + FRAMES).collect(),
             taken: BTreeSet::new(),
@@ -85,38 +91,30 @@ impl Machine {
             no_room_for_gates: false,
             from_end: false,
         };
+        // Hundreds of pages take minutes under Miri.
+        let (text, read_only) = match cfg!(miri) {
+            true => (layout.image(512, 16), layout.image(1536, 8)),
+            false => (layout.image(0, 528), layout.image(1024, 520)),
+        };
         let machine = Machine {
-            memory,
+            memory: Box::into_raw(Box::new([core::ptr::null_mut::<u8>(); FRAMES as usize])).cast(),
             layout,
             roots: Mutex::new([None; 2]),
             guard: Mutex::new(()),
             state: Mutex::new(state),
-            text: [layout.image(0, 528)].into(),
-            read_only: [layout.image(1024, 520)].into(),
+            text: [text].into(),
+            read_only: [read_only].into(),
             excluded: [layout.image(522, 1), layout.image(1539, 2)].into(),
             window: layout.window(0, 512),
             cpus: 4,
         };
-        let constants = IMAGE_FRAMES + 1024;
-        machine.map_range(
-            layout.image(0, 512),
-            Frame::from_start(IMAGE_FRAMES << 12).unwrap(),
-            1,
-            Permissions::READ_EXECUTE,
-        );
-        machine.map_range(
-            layout.image(512, 16),
-            Frame::from_start((IMAGE_FRAMES + 512) << 12).unwrap(),
-            0,
-            Permissions::READ_EXECUTE,
-        );
-        machine.map_range(layout.image(1024, 512), Frame::from_start(constants << 12).unwrap(), 1, Permissions::READ);
-        machine.map_range(
-            layout.image(1536, 8),
-            Frame::from_start((constants + 512) << 12).unwrap(),
-            0,
-            Permissions::READ,
-        );
+        // Each begins with a block that pages follow.
+        for (range, permissions) in [(text, Permissions::READ_EXECUTE), (read_only, Permissions::READ)] {
+            let first = range.start().number() - layout.image(0, 1).start().number();
+            let blocks = range.count() / 512 * 512;
+            machine.map_range(range.take(blocks), image_frame(first), 1, permissions);
+            machine.map_range(range.skip(blocks), image_frame(first + blocks), 0, permissions);
+        }
         machine
     }
 
@@ -128,8 +126,15 @@ impl Machine {
     pub(super) fn bytes(&self, frame: Frame) -> *mut u8 {
         let index = frame.number().wrapping_sub(FIRST);
         assert!(index < FRAMES, "there is no memory behind {frame:?}");
-        // SAFETY: below the allocation's size.
-        unsafe { self.memory.add(index as usize * PAGE_SIZE) }
+        // SAFETY: the index is below the array's length, and a machine is used by one thread at a time; the size is not zero.
+        unsafe {
+            let slot = self.memory.add(index as usize);
+            if slot.read().is_null() {
+                slot.write(alloc_zeroed(SHAPE));
+                assert!(!slot.read().is_null());
+            }
+            slot.read()
+        }
     }
 
     /// A frame of the host's own, zeroed.
@@ -221,6 +226,12 @@ impl Machine {
         unsafe { self.bytes(table).cast::<u64>().add(index).read_volatile() }
     }
 
+    /// All entries of a table.
+    pub(super) fn entries(&self, table: Frame) -> [u64; ENTRIES] {
+        // SAFETY: as in `entry`.
+        unsafe { self.bytes(table).cast::<[u64; ENTRIES]>().read_volatile() }
+    }
+
     fn set_entry(&self, table: Frame, index: usize, raw: u64) {
         assert!(index < ENTRIES);
         // SAFETY: as in `entry`.
@@ -298,8 +309,11 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // SAFETY: allocated with this shape.
-        unsafe { dealloc(self.memory, SHAPE) };
+        // SAFETY: from a box of this type; each frame was allocated with this shape.
+        unsafe {
+            let memory = Box::from_raw(self.memory.cast::<[*mut u8; FRAMES as usize]>());
+            memory.into_iter().filter(|frame| !frame.is_null()).for_each(|frame| dealloc(frame, SHAPE));
+        }
         if !std::thread::panicking() {
             assert!(self.state().taken.is_empty(), "frames that did not come back: {:x?}", self.state().taken);
         }

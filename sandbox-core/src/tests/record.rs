@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::layout::ONE_ROOT;
+use super::layout::USUAL;
 use super::machine::{Machine, SimHost};
 use crate::addr::Frame;
 use crate::error::Error;
@@ -21,7 +21,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Bench {
-        Bench { host: SimHost(Arc::new(Machine::new(ONE_ROOT))), record: Record::new() }
+        Bench { host: SimHost(Arc::new(Machine::new(USUAL))), record: Record::new() }
     }
 
     fn set(&mut self, number: u64, new: FrameUse) -> Result<(), Error> {

@@ -1,7 +1,7 @@
 //! No frame is writable in one view and executable in another, or in the host's text.
 
 use super::audit::audit;
-use super::layout::{LAYOUTS, ONE_ROOT};
+use super::layout::{LAYOUTS, USUAL};
 use super::rig::{Rig, block_of_frames, grant};
 use crate::addr::PageRange;
 use crate::error::Error;
@@ -21,7 +21,7 @@ fn aliases(rig: &Rig) -> (PageRange, PageRange) {
 
 #[test]
 fn a_frame_is_written_or_executed() {
-    for layout in LAYOUTS {
+    for &layout in LAYOUTS {
         let rig = Rig::new(layout);
         let (write, execute) = aliases(&rig);
         for (first, has, second, wants) in [(write, RW, execute, RX), (execute, RX, write, RW)] {
@@ -54,7 +54,7 @@ fn a_frame_is_written_or_executed() {
 
 #[test]
 fn what_fails_claims_nothing() {
-    for layout in LAYOUTS {
+    for &layout in LAYOUTS {
         let rig = Rig::new(layout);
         let (write, execute) = aliases(&rig);
         let both = PageRange::new(write.start(), 2).unwrap();
@@ -71,7 +71,7 @@ fn what_fails_claims_nothing() {
 
 #[test]
 fn a_block_is_claimed_page_by_page() {
-    for layout in LAYOUTS {
+    for &layout in LAYOUTS {
         let rig = Rig::new(layout);
         let frame = block_of_frames();
         let block = layout.data(512, 512);
@@ -95,7 +95,7 @@ fn a_block_is_claimed_page_by_page() {
 
 #[test]
 fn the_hosts_text_is_never_written() {
-    for layout in LAYOUTS {
+    for &layout in LAYOUTS {
         let rig = Rig::new(layout);
         // A page of the text, one inside a block of it, and one that the host leaves out of views.
         for (data, page) in [512, 77, 522].into_iter().enumerate() {
@@ -122,7 +122,7 @@ fn the_hosts_text_is_never_written() {
 
 #[test]
 fn what_the_host_could_execute_is_not_written() {
-    let rig = Rig::new(ONE_ROOT);
+    let rig = Rig::new(USUAL);
     rig.map_data(0, 1, Permissions::ALL);
     let mut sandbox = rig.sandbox();
     assert_eq!(grant(&mut sandbox, rig.data(0), RW), Err(Error::WritableAndExecutable(rig.data(0).start())));
@@ -134,7 +134,7 @@ fn what_the_host_could_execute_is_not_written() {
 fn the_hosts_task_state_is_not_granted() {
     use super::machine::Machine;
     use super::processor::cpu;
-    let rig = Rig::stopped(Machine::new(ONE_ROOT)).unwrap();
+    let rig = Rig::stopped(Machine::new(USUAL)).unwrap();
     rig.map_data(0, 1, RW);
     cpu(|cpu| cpu.task_state = [rig.data(0).start()].into());
     rig.start_cpu(0).unwrap();
@@ -151,7 +151,7 @@ fn the_hosts_task_state_is_not_granted() {
 fn what_a_sandbox_writes_does_not_become_a_gate() {
     use super::machine::Machine;
     use super::processor::cpu;
-    let rig = Rig::stopped(Machine::new(ONE_ROOT)).unwrap();
+    let rig = Rig::stopped(Machine::new(USUAL)).unwrap();
     let frame = rig.map_data(0, 1, RW);
     let mut sandbox = rig.sandbox();
     grant(&mut sandbox, rig.data(0), RW).unwrap();

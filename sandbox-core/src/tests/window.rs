@@ -1,7 +1,7 @@
 //! Stack and buffers: where they lie, how they grow, what is left free around them.
 
 use super::audit::audit;
-use super::layout::{LAYOUTS, ONE_ROOT};
+use super::layout::{LAYOUTS, USUAL};
 use super::machine::Machine;
 use super::processor::next;
 use super::rig::{Rig, STACK, SimSandbox};
@@ -29,7 +29,7 @@ fn call(sandbox: &mut SimSandbox<'_>, input: usize, output: usize) -> Result<(),
 
 #[test]
 fn every_region_has_guard_pages() {
-    for layout in LAYOUTS {
+    for &layout in LAYOUTS {
         let rig = Rig::new(layout);
         let mut sandbox = rig.sandbox();
         assert_eq!(mapped(&rig, &sandbox), [1, 2]);
@@ -49,12 +49,13 @@ fn every_region_has_guard_pages() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "about rules")]
 fn a_used_up_window_is_laid_out_anew() {
-    let rig = Rig::new(ONE_ROOT);
+    let rig = Rig::new(USUAL);
     let mut sandbox = rig.sandbox();
     let mut wrapped = false;
     let mut last = 0;
-    for pages in (1..120).step_by(if cfg!(miri) { 20 } else { 1 }) {
+    for pages in 1..120 {
         call(&mut sandbox, pages * 4096, 0).unwrap();
         let mapped = mapped(&rig, &sandbox);
         assert_eq!(mapped.len(), STACK as usize + pages);
@@ -62,13 +63,13 @@ fn a_used_up_window_is_laid_out_anew() {
         wrapped |= mapped[2] < last;
         last = mapped[2];
     }
-    assert!(wrapped || cfg!(miri));
+    assert!(wrapped);
     audit(&rig, &[&sandbox]);
 }
 
 #[test]
 fn the_window_is_used_to_the_last_guard_page() {
-    let rig = Rig::new(ONE_ROOT);
+    let rig = Rig::new(USUAL);
     let mut sandbox = rig.sandbox();
     // 512 pages: guard, stack, guard; the rest is for one buffer and its guard.
     let most = 512 - 2 - STACK as usize - 1;
@@ -85,31 +86,31 @@ fn the_window_is_used_to_the_last_guard_page() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "about rules")]
 fn a_stack_must_fit() {
-    let rig = Rig::new(ONE_ROOT);
+    let rig = Rig::new(USUAL);
     let with = |bytes: usize| rig.hal().sandbox_with(rig.config().stack_size(bytes)).map(drop);
     assert_eq!(with(0), Err(Error::NoStack));
     assert_eq!(with(511 * 4096), Err(Error::WindowFull { needed: 513, available: 512 }));
     let all = usize::MAX.div_ceil(4096) as u64 + 2;
     assert_eq!(with(usize::MAX), Err(Error::WindowFull { needed: all, available: 512 }));
     with(1).unwrap();
-    if !cfg!(miri) {
-        with(510 * 4096).unwrap();
-    }
+    with(510 * 4096).unwrap();
     let none = rig.hal().sandbox_with(rig.config().stack_size(510 * 4096 + 1)).err();
     assert_eq!(none, Some(Error::WindowFull { needed: 513, available: 512 }));
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "about rules")]
 fn a_window_may_end_with_the_address_space() {
-    for layout in LAYOUTS {
+    for &layout in LAYOUTS {
         let mut machine = Machine::new(layout);
         let first = crate::VirtAddr(0u64.wrapping_sub(512 * 4096));
         machine.window = crate::PageRange::from_addresses(first, crate::VirtAddr(0)).unwrap();
         let rig = Rig::stopped(machine).unwrap();
         rig.start_cpu(0).unwrap();
         let mut sandbox = rig.sandbox();
-        let pages = if cfg!(miri) { 3 } else { 507 };
+        let pages = 507;
         call(&mut sandbox, pages * 4096, 0).unwrap();
         assert_eq!(mapped(&rig, &sandbox).len(), pages + 2);
         audit(&rig, &[&sandbox]);
@@ -118,7 +119,7 @@ fn a_window_may_end_with_the_address_space() {
 
 #[test]
 fn pages_that_come_back_are_not_readable_through_old_buffers() {
-    let rig = Rig::new(ONE_ROOT);
+    let rig = Rig::new(USUAL);
     let mut sandbox = rig.sandbox();
     next(|guest| {
         let (address, _) = guest.part(0)?;
