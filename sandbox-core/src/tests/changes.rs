@@ -1,11 +1,14 @@
 //! Taking things out of a view again, and lowering them.
 
 use super::audit::{audit, translations, view};
-use super::layout::{LAYOUTS, TWO_ROOTS, USUAL};
+use super::layout::{CACHED, LAYOUTS, SimFormat, TWO_ROOTS, USUAL};
+use super::machine::{Machine, image_frame};
 use super::rig::{Rig, SimSandbox, block_of_frames, grant};
 use crate::addr::PageRange;
 use crate::error::Error;
+use crate::format::{Leaf, Privilege};
 use crate::permissions::{Access, Permissions};
+use crate::tables::{Change, Ownership, Tables};
 
 const R: Permissions = Permissions::READ;
 const RW: Permissions = Permissions::READ_WRITE;
@@ -104,6 +107,7 @@ fn what_is_not_there_is_not_taken() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "about rules")]
 fn permissions_only_go_down() {
     for &layout in LAYOUTS {
         let rig = Rig::new(layout);
@@ -161,6 +165,7 @@ fn blocks_are_changed_as_blocks() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "about rules")]
 fn both_roots_are_looked_after() {
     let layout = TWO_ROOTS;
     let rig = Rig::new(layout);
@@ -201,4 +206,52 @@ fn tables_are_published_after_every_change() {
     assert!(published());
     sandbox.revoke(rig.data(0)).unwrap();
     assert!(published());
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "hundreds of pages")]
+fn a_whole_table_of_the_image_is_changed_in_a_copy() {
+    for &layout in LAYOUTS {
+        // A table full of pages, all of it text.
+        let mut machine = Machine::new(layout);
+        let pages = layout.image(2048, 512);
+        machine.map_range(pages, image_frame(2048), 0, RX);
+        machine.text.push(pages);
+        let rig = Rig::stopped(machine).unwrap();
+        let (mut a, mut b) = (rig.sandbox(), rig.sandbox());
+        let untouched = translations(&rig, &b);
+        a.restrict(pages, R).unwrap();
+        assert_eq!(translations(&rig, &b), untouched);
+        assert!(pages.pages().all(|page| a.view.lookup(rig.hal(), page).unwrap().permissions == R));
+        let before = own_tables(&rig, &b);
+        b.revoke(pages).unwrap();
+        // What goes as a whole is not copied first.
+        assert!(own_tables(&rig, &b) - before < usize::from(layout.levels[layout.roots - 1]) - 1);
+        assert!(pages.pages().all(|page| a.view.lookup(rig.hal(), page).unwrap().permissions == R));
+        audit(&rig, &[&a, &b]);
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "about rules")]
+fn tables_know_where_addresses_end() {
+    for layout in LAYOUTS.iter().copied().filter(|layout| layout.roots == 1) {
+        let rig = Rig::new(layout);
+        let frames = &rig.hal().frames;
+        let mut tables = Tables::new(SimFormat(layout));
+        // One root translates both, and numbers from the root's first page on follow each other.
+        let (low, high) = (layout.last_low(), layout.direct(0, 1).start());
+        for page in [low, high] {
+            let leaf =
+                Leaf { frame: rig.machine.take(), permissions: R, privilege: Privilege::Unprivileged, memory: CACHED };
+            let _ = tables.map(frames, page, 0, leaf, Ownership::Borrowed).unwrap();
+        }
+        let both = PageRange::new(low, 2).unwrap();
+        let hole = low.checked_add(1).unwrap();
+        assert_eq!(tables.unmap(frames, both), Err(Error::NonCanonical(hole.start())));
+        assert!(tables.lookup(frames, low).is_some() && tables.lookup(frames, high).is_some());
+        assert_eq!(tables.unmap(frames, PageRange::single(low)), Ok(Change::Lowered));
+        assert!(tables.lookup(frames, low).is_none() && tables.lookup(frames, high).is_some());
+        tables.destroy(frames);
+    }
 }

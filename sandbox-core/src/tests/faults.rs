@@ -36,6 +36,7 @@ fn access(sandbox: &mut SimSandbox<'_>, address: u64, access: Access) -> Option<
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "about rules")]
 fn faults_are_told_apart() {
     use Access::{Execute, Read, Write};
     use FaultKind::{GuardPage, NonCanonical, Permission, StackOverflow, Unmapped};

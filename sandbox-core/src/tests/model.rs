@@ -162,6 +162,6 @@ fn play(layout: super::layout::Layout, seed: u64, steps: usize) {
 #[test]
 fn views_are_what_a_model_says() {
     for (number, layout) in LAYOUTS.iter().copied().enumerate() {
-        play(layout, 0x9e37_79b9_7f4a_7c15 + number as u64, if cfg!(miri) { 30 } else { 1500 });
+        play(layout, 0x9e37_79b9_7f4a_7c15 + number as u64, if cfg!(miri) { 12 } else { 1500 });
     }
 }
