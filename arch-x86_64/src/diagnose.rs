@@ -110,6 +110,8 @@ fn operand(instruction: &Instruction, registers: &Registers, wanted: impl Fn(u64
     let explicit = (0..instruction.operand_count()).find_map(|index| {
         let address = effective_address(instruction, index, registers)?;
         let access = match behavior.operand_access(index)? {
+            // The decoder takes what these compare for written.
+            _ if matches!(instruction.opcode(), Opcode::CMPS | Opcode::SCAS) => Access::Read,
             OperandAccess::Read => Access::Read,
             OperandAccess::Write | OperandAccess::ReadWrite => Access::Write,
             _ => return None,
@@ -252,6 +254,16 @@ mod tests {
             (&[0x0f], GAP, Cause::Privileged),                         // cut off
         ] {
             assert_eq!(protection(code, value, 0), cause, "{code:x?}");
+        }
+        let frame = Frame { vector: 13, rip: 0x1000, rsp: STACK, rdi: GAP, rsi: 0x2000, ..Frame::default() };
+        let registers = Registers { frame, ..Registers::default() };
+        for (code, cause) in [
+            (&[0x48, 0xaf][..], read(GAP)),    // scasq
+            (&[0x48, 0xa7], read(GAP)),        // cmpsq
+            (&[0x48, 0xa5], write(GAP)),       // movsq
+            (&[0xf3, 0x48, 0xab], write(GAP)), // rep stosq
+        ] {
+            assert_eq!(diagnose(LongMode::new(false), &registers, &Code(code, 0)), cause, "{code:x?}");
         }
         assert_eq!(protection(&[0xc3], 0, GAP), non_canonical(GAP, Access::Execute)); // ret
         assert_eq!(protection(&[0xff, 0x20], 0, GAP), non_canonical(GAP, Access::Execute)); // jmp [rax]

@@ -3,8 +3,8 @@
 //! What changes on the CPU, once: GDTR points to a copy of the host's table with two ring-3 segments behind it; TR names
 //! the host's own task state through a second mapping of it, with a limit that ends before any I/O bitmap; five interrupt
 //! stack table entries that the host does not use point to the gate's stacks; an I/O bitmap base that points into the task
-//! state itself (zero, as many kernels leave it) is moved behind its end, or the stack pointers there would be permissions. The
-//! host goes on writing to its task state where it always did. Its old descriptor table is out of use: what it changes there later
+//! state itself (zero, as many kernels leave it) is moved behind its end, or the stack pointers there would be permissions; a null
+//! LDTR loses the table that a reset leaves behind it. The host goes on writing to its task state where it always did. Its old descriptor table is out of use: what it changes there later
 //! has no effect, and GDTR says where the copy is.
 
 use core::mem::offset_of;
@@ -147,6 +147,25 @@ fn host_uses(entry: u8) -> bool {
     })
 }
 
+/// Makes a null LDTR one without a table.
+///
+/// A CPU comes out of reset with a null selector in LDTR but a table behind it, at address 0 with the largest limit (SDM 3,
+/// table 11-1): until somebody loads LDTR, unprivileged code can load selectors from whatever is mapped there.
+///
+/// # Safety
+///
+/// 1. The host has no use for a table behind a null selector.
+unsafe fn unload_reset_table() {
+    let selector: u16;
+    // SAFETY: reading LDTR has no effect; loading null there is what it holds already, and (1) for the table.
+    unsafe {
+        core::arch::asm!("sldt {:x}", out(reg) selector, options(nomem, nostack, preserves_flags));
+        if selector == 0 {
+            core::arch::asm!("lldt {:x}", in(reg) 0_u16, options(nostack, preserves_flags));
+        }
+    }
+}
+
 /// Fills the gate's data and installs it.
 ///
 /// # Safety
@@ -229,6 +248,7 @@ pub(crate) unsafe fn start(page: Page, config: CpuConfig, hook: FatalHook) -> Re
         let gdtr = TableRegister::new((*state).gdt_base, limit);
         core::arch::asm!("lgdt [{}]", in(reg) &raw const gdtr, options(readonly, nostack, preserves_flags));
         load_tss(SegmentSelector((host.task * size_of::<u64>()) as u16));
+        unload_reset_table();
     }
     NonNull::new(gate).ok_or(Error::GateNotMapped)
 }

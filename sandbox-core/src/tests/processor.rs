@@ -49,13 +49,25 @@ impl Cpu {
     }
 }
 
+/// A thread's CPU. What is still on it when the thread ends belongs to a test that failed, and said so.
+#[derive(Default)]
+struct Slot(RefCell<Cpu>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(machine) = self.0.get_mut().machine.take() {
+            machine.abandon();
+        }
+    }
+}
+
 std::thread_local! {
-    static CPU: RefCell<Cpu> = RefCell::default();
+    static CPU: Slot = Slot::default();
 }
 
 /// Looks at or changes the current CPU.
 pub(super) fn cpu<R>(f: impl FnOnce(&mut Cpu) -> R) -> R {
-    CPU.with(|cpu| f(&mut cpu.borrow_mut()))
+    CPU.with(|slot| f(&mut slot.0.borrow_mut()))
 }
 
 pub(super) fn cpu_index() -> usize {

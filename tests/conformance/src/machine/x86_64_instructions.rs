@@ -53,6 +53,10 @@ pub(crate) fn privileged() -> impl Iterator<Item = Instruction> {
         // The kernel's segments.
         instruction!(PRIVILEGED, "mov eax, 0x10", "mov ds, eax"),
         instruction!(PRIVILEGED, "mov eax, 0x10", "mov ss, eax"),
+        // A local table's. There is none: not even the one at address 0 that a CPU comes out of reset with.
+        instruction!(PRIVILEGED, "mov eax, 0x4", "mov ds, eax"),
+        instruction!(PRIVILEGED, "mov eax, 0xfff7", "mov es, eax"),
+        instruction!(PRIVILEGED, "mov eax, 0xf", "mov gs, eax"),
     ]
     .into_iter()
     .chain(far_returns().into_iter().flatten())
