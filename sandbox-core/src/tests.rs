@@ -1,6 +1,6 @@
 //! Tests on a simulated machine: physical memory, a host's page tables in it, and a CPU that obeys the view's.
 //!
-//! [`machine`], [`layout`] and [`processor`] simulate; a [`rig::Rig`] is a machine with a HAL on it. [`audit`] checks
+//! [`machine`], [`layout`], [`host`] and [`processor`] simulate; a [`rig::Rig`] is a machine with a HAL on it. [`audit`] checks
 //! what must hold of every view at any time. When a machine goes away, all that the HAL took must have come back.
 //!
 //! Miri takes seconds for each machine, so what is about rules rather than pointers is left out there, and machines
@@ -15,6 +15,7 @@ mod exhaustion;
 mod faults;
 #[cfg(not(miri))]
 mod grants;
+mod host;
 #[cfg(not(miri))]
 mod image;
 mod layout;

@@ -262,6 +262,7 @@ fn a_run_is_made_of_steps() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "about rules")]
 fn a_cpu_that_was_not_started_enters_nothing() {
     let rig = Rig::new(USUAL);
     let mut sandbox = rig.sandbox();

@@ -6,7 +6,7 @@
 use std::alloc::{alloc_zeroed, dealloc};
 use std::boxed::Box;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard};
 use std::vec::Vec;
 
 use super::layout::{
@@ -16,7 +16,7 @@ use super::layout::{
 use crate::addr::{Frame, PAGE_SIZE, Page, PageRange};
 use crate::exit::FatalReport;
 use crate::format::{ENTRIES, Format, Leaf, Privilege, Roots};
-use crate::host::{FrameKind, Host, Image};
+use crate::host::FrameKind;
 use crate::permissions::Permissions;
 
 /// The first frame that there is memory for, and how many. A leaf of the HAL's record ends between them.
@@ -37,24 +37,24 @@ const SHAPE: std::alloc::Layout = match std::alloc::Layout::from_size_align(PAGE
     Err(_) => panic!(),
 };
 
-struct State {
-    free: VecDeque<u64>,
+pub(super) struct State {
+    pub(super) free: VecDeque<u64>,
     /// What the HAL has.
-    taken: BTreeSet<u64>,
-    kinds: BTreeMap<u64, FrameKind>,
+    pub(super) taken: BTreeSet<u64>,
+    pub(super) kinds: BTreeMap<u64, FrameKind>,
     /// Allocations until there is no memory left.
-    budget: Option<usize>,
+    pub(super) budget: Option<usize>,
     /// The next page that a gate's data is mapped at, and what was mapped so far.
-    next_gate: u64,
+    pub(super) next_gate: u64,
     /// Where gates' data appears, if not at the layout's place.
-    gates_at: Option<PageRange>,
-    gates: Vec<Frame>,
-    no_room_for_gates: bool,
-    from_end: bool,
+    pub(super) gates_at: Option<PageRange>,
+    pub(super) gates: Vec<Frame>,
+    pub(super) no_room_for_gates: bool,
+    pub(super) from_end: bool,
     /// What the HAL reported last.
-    fatal: Option<FatalReport>,
+    pub(super) fatal: Option<FatalReport>,
     /// A test has failed on it: nothing more is expected.
-    abandoned: bool,
+    pub(super) abandoned: bool,
 }
 
 pub(super) struct Machine {
@@ -64,7 +64,7 @@ pub(super) struct Machine {
     pub(super) layout: Layout,
     roots: Mutex<Roots>,
     /// Held while the tables may not change.
-    guard: Mutex<()>,
+    pub(super) guard: Mutex<()>,
     state: Mutex<State>,
     pub(super) text: Vec<PageRange>,
     pub(super) read_only: Vec<PageRange>,
@@ -121,7 +121,7 @@ impl Machine {
         machine
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
 
@@ -330,93 +330,6 @@ impl Drop for Machine {
             && !std::thread::panicking()
         {
             assert!(state.taken.is_empty(), "frames that did not come back: {:x?}", state.taken);
-        }
-    }
-}
-
-/// The machine as a host.
-pub(super) struct SimHost(pub(super) Arc<Machine>);
-
-// SAFETY: what the methods return is true of the machine; frames are handed out once.
-unsafe impl Host for SimHost {
-    fn allocate_frame(&self) -> Option<Frame> {
-        let mut state = self.0.state();
-        match &mut state.budget {
-            Some(0) => return None,
-            Some(rest) => *rest -= 1,
-            None => {}
-        }
-        state.from_end = !state.from_end;
-        let number = if state.from_end { state.free.pop_front() } else { state.free.pop_back() }?;
-        let frame = Frame::from_start(number << 12).unwrap();
-        if state.taken.insert(number) {
-            // SAFETY: the frame was free.
-            unsafe { self.0.bytes(frame).write_bytes(0xa5, PAGE_SIZE) };
-        }
-        Some(frame)
-    }
-
-    unsafe fn free_frame(&self, frame: Frame) {
-        let mut state = self.0.state();
-        assert!(state.taken.remove(&frame.number()), "{frame:?} was freed twice, or is not the HAL's");
-        // SAFETY: the frame is in memory, and whoever frees it uses it no more.
-        let bytes = unsafe { core::slice::from_raw_parts(self.0.bytes(frame), PAGE_SIZE) };
-        assert!(bytes == [0; PAGE_SIZE], "{frame:?} was freed with something in it");
-        state.free.push_back(frame.number());
-    }
-
-    fn frame_pointer(&self, frame: Frame) -> *mut u8 {
-        self.0.bytes(frame)
-    }
-
-    fn frame_kind(&self, frame: Frame) -> FrameKind {
-        self.0.state().kinds.get(&frame.number()).copied().unwrap_or(FrameKind::Ram)
-    }
-
-    fn with_tables(&self, walk: &mut dyn FnMut(&Roots)) {
-        let _guard = self.0.guard.try_lock().expect("the guard is taken twice");
-        walk(&self.0.roots());
-    }
-
-    unsafe fn map_gate(&self, frames: &[Frame]) -> Option<Page> {
-        let (first, place) = {
-            let mut state = self.0.state();
-            if state.no_room_for_gates {
-                return None;
-            }
-            // One page stays free between gates.
-            let first = state.next_gate;
-            state.next_gate += frames.len() as u64 + 1;
-            state.gates.extend_from_slice(frames);
-            (first, state.gates_at.unwrap_or(self.0.layout.gates(0, 4096)))
-        };
-        let range = place.skip(first).take(frames.len() as u64);
-        for (page, &frame) in range.pages().zip(frames) {
-            self.0.map(page, frame, 0, Permissions::READ_WRITE);
-        }
-        Some(range.start())
-    }
-
-    fn window(&self) -> PageRange {
-        self.0.window
-    }
-
-    fn image(&self) -> Image<'_> {
-        Image { text: &self.0.text, read_only: &self.0.read_only, excluded: &self.0.excluded }
-    }
-
-    fn cpu_index(&self) -> usize {
-        super::processor::cpu_index()
-    }
-
-    fn cpu_count(&self) -> usize {
-        self.0.cpus
-    }
-
-    fn fatal(&self, report: &FatalReport) -> ! {
-        self.0.state().fatal = Some(*report);
-        loop {
-            std::thread::park();
         }
     }
 }

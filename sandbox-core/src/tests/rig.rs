@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::host::SimHost;
 use super::layout::Layout;
-use super::machine::{BLOCKS, Machine, SimHost};
+use super::machine::{BLOCKS, Machine};
 use super::processor::{Cpu, SimArch, cpu, interrupts_masked, unused_steps};
 use crate::addr::{Frame, Page, PageRange};
 use crate::error::Error;

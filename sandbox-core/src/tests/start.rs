@@ -11,6 +11,7 @@ use crate::permissions::Permissions;
 use crate::{PageRange, VirtAddr};
 
 #[test]
+#[cfg_attr(miri, ignore = "about rules")]
 fn views_take_over_gates_that_came_later() {
     for &layout in LAYOUTS {
         let rig = Rig::stopped(Machine::new(layout)).unwrap();
@@ -141,6 +142,7 @@ fn a_failed_start_gives_no_table_back_that_a_view_may_be_running_on() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "about rules")]
 fn gates_may_lie_far_apart_from_the_image() {
     // In the other half, whose root the template does not have before.
     let layout = TWO_ROOTS;
