@@ -160,7 +160,7 @@ pub unsafe trait Arch: Send + Sync + Sized + 'static {
     fn host_frames(&self, translate: &dyn Fn(Page) -> Option<Frame>, frames: &mut [Frame]) -> Result<usize, Error>;
 
     /// Makes this CPU ready: fills its gate data, installs what must be installed, checks what can only be checked here.
-    /// When it fails, the CPU is as before.
+    /// Returns the gate's data, which begins at `gate`. When it fails, the CPU is as before.
     ///
     /// # Safety
     ///

@@ -157,10 +157,10 @@ impl<F: Format> Tables<F> {
             let raw = frames.read(table, index);
             match self.format().decode(level, raw) {
                 Entry::Leaf(leaf) if leaf.permissions != permissions => {
-                    // What is left of a smaller set never writes or executes, so nothing is counted in its place.
-                    self.unclaim(frames, raw, level, leaf);
                     let bits = raw & (F::OWNED | F::CLAIMED);
                     frames.write(table, index, self.format().encode_leaf(level, Leaf { permissions, ..leaf }) | bits);
+                    // What is left of a smaller set never writes or executes, so nothing is counted in its place.
+                    self.unclaim(frames, raw, level, leaf);
                 }
                 Entry::Table { frame, .. } => self.lower(frames, frame, level - 1, start, range.clone(), permissions),
                 Entry::Leaf(_) | Entry::Absent => {}

@@ -12,7 +12,8 @@ use crate::permissions::Permissions;
 pub enum Error {
     /// The host had no frame left.
     OutOfFrames,
-    /// The host's allocator returned a frame that the HAL already uses. The frame was left alone.
+    /// A frame that the HAL needs is in use: the host's allocator returned one that the HAL has, or that a sandbox may write;
+    /// or part of the gate is a frame that a sandbox may write. The frame was left alone.
     FrameInUse(Frame),
     /// The host maps nothing at this page.
     NotMapped(Page),
@@ -127,7 +128,7 @@ impl fmt::Display for Error {
         match *self {
             Error::OutOfFrames => write!(f, "the host has no frame left: free some memory or make smaller sandboxes"),
             Error::FrameInUse(frame) => {
-                write!(f, "the host's allocator returned {frame:?}, which is in use: fix Host::allocate_frame")
+                write!(f, "{frame:?} is in use: it was granted to a sandbox, or Host::allocate_frame returned it twice")
             }
             Error::NotMapped(page) => {
                 write!(f, "{page:?} is not mapped in the host: only mapped memory can be granted")

@@ -26,7 +26,7 @@ pub struct Image<'a> {
     pub text: &'a [PageRange],
     /// Constants, relocated read-only data included (vtables live there); granted for reading.
     pub read_only: &'a [PageRange],
-    /// Pages in those ranges to leave out: keys, secrets.
+    /// Pages in those ranges to leave out: keys, secrets. (Of the code among them nothing can be granted for writing either.)
     pub excluded: &'a [PageRange],
 }
 

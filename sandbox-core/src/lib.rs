@@ -5,7 +5,8 @@
 //! machine. From the outside in:
 //!
 //! * [`Hal`]: one per kernel. [`Sandbox`]: an address space with a stack and buffers. [`Run`]: a call in progress.
-//! * `view`: the tables a sandbox runs on, begun from the `image` template; `tables`, `grant` and `changes` write them, `walk` reads them.
+//! * `view`: the tables a sandbox runs on, begun from the `image` template; `tables`, `grant` and `changes` write them,
+//!   `walk` reads them.
 //! * `frames` and `record`: where memory comes from, and what each frame is used for.
 
 #![no_std]

@@ -119,7 +119,8 @@ impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
     }
 
     /// Grants reading of `data` at its own address. It must cover whole pages, since what else lies on them would be granted too;
-    /// a `#[repr(align(4096))]` type that is padded to a multiple of 4096 bytes does.
+    /// a `#[repr(align(4096))]` type whose fields fill a multiple of 4096 bytes does. Padding, and what the data points with,
+    /// is readable too: use types that have none.
     ///
     /// # Errors
     ///
