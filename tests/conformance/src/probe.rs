@@ -38,7 +38,7 @@ pub(crate) fn address_of<T: ?Sized>(value: *const T) -> u64 {
     value.cast::<u8>().expose_provenance() as u64
 }
 
-/// The address of a function that takes one word.
+/// The address of a function.
 pub(crate) fn code_of(function: extern "C" fn()) -> u64 {
     function as *const () as u64
 }

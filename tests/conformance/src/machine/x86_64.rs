@@ -59,7 +59,6 @@ pub(crate) extern "C" fn divide_by_zero() {
 #[repr(C)]
 pub(crate) struct Dump {
     pub(crate) general: [u64; 16],
-    flags: u64,
 }
 
 /// All registers as they are when a sandboxed function begins.
@@ -82,8 +81,6 @@ pub(crate) extern "C" fn dump() -> Dump {
         "mov [rdi + 13 * 8], r13",
         "mov [rdi + 14 * 8], r14",
         "mov [rdi + 15 * 8], r15",
-        "pushfq",
-        "pop qword ptr [rdi + 16 * 8]",
         "mov rax, rdi",
         "ret",
     )
