@@ -25,9 +25,9 @@ pub enum ExitReason {
     SingleStep,
     /// A request to the host that the sandbox may not make; its number.
     HostCall(u64),
-    /// The run was stopped from outside.
+    /// The run was stopped from outside. Not raised by the HAL yet; for hosts that step a run and give up.
     Preempted(Preemption),
-    /// The code panicked.
+    /// The code panicked. Not raised yet: a panic ends as what the kernel's panic handler does first.
     Panicked,
     /// An exception without a name of its own; what the CPU said of it.
     Unknown(Syndrome),
@@ -39,7 +39,7 @@ pub enum ExitReason {
 pub enum Preemption {
     /// Its time was up.
     Deadline,
-    /// It was cancelled through its handle.
+    /// It was cancelled.
     Cancelled,
     /// The host wants the CPU for something else.
     Yield,
