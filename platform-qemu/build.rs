@@ -1,13 +1,15 @@
-//! Lets the linker find the machines' linker scripts by file name.
+//! Lets the linker find the machine's linker script, `kernel.ld`, by its file name.
 
 use std::{env, path::Path};
 
 fn main() {
+    let machine = match env::var("CARGO_CFG_TARGET_ARCH").as_deref() {
+        Ok("aarch64") => "virt",
+        _ => "q35",
+    };
     let root = env::var("CARGO_MANIFEST_DIR").expect("cargo sets it");
-    let link = Path::new(&root).join("link");
+    let link = Path::new(&root).join("link").join(machine);
     println!("cargo::rustc-link-search={}", link.display());
     // Cargo would not link again for a changed script: it only knows its name.
-    for script in ["q35.ld", "virt.ld"] {
-        println!("cargo::rerun-if-changed={}", link.join(script).display());
-    }
+    println!("cargo::rerun-if-changed={}", link.join("kernel.ld").display());
 }

@@ -14,7 +14,7 @@ use crate::gate::{self, FIQ, FRAME_END, Gate, IRQ, RETURNED, State, sandbox_gate
 use crate::probe::Cpu;
 use crate::registers::Registers;
 use crate::start::{self, CpuConfig};
-use crate::state::{Closed, host_pstate, sandbox_pstate};
+use crate::state::{Closed, host_pstate, pstate, sandbox_pstate};
 
 /// The AArch64 backend.
 #[derive(Clone, Copy, Debug)]
@@ -82,6 +82,10 @@ unsafe impl Arch for Aarch64 {
     unsafe fn restore_interrupts(Masks(daif): Masks) {
         // SAFETY: brings back masks that were in force in this thread.
         unsafe { asm!("msr daif, {}", in(reg) daif, options(nostack, preserves_flags)) };
+    }
+
+    fn accepts_interrupts(Masks(daif): Masks) -> bool {
+        daif & pstate::I == 0
     }
 
     fn publish_tables() {

@@ -76,6 +76,10 @@ unsafe impl Arch for X86_64 {
         }
     }
 
+    fn accepts_interrupts(enabled: bool) -> bool {
+        enabled
+    }
+
     fn publish_tables() {
         // Stores are seen in order by the table walkers of all CPUs, and a walk begins after the root is written
         // (SDM 3, section 5.10.4.3 and volume 3, chapter 10).

@@ -158,7 +158,7 @@ mod smoke {
 
     fn gate_pages() {
         let frames: Vec<u64> = (0..3).map(|_| memory::allocate_frame().expect("RAM")).collect();
-        let base = gate::map_gate_pages(&frames).expect("room");
+        let base = gate::map_gate_pages(&frames, paging::Access::ReadWrite).expect("room");
         for (&frame, page) in frames.iter().zip((base..).step_by(PAGE_SIZE as usize)) {
             let found = translate(page).expect("mapped");
             assert_eq!((found.physical, found.writable, found.executable, found.user), (frame, true, false, false));

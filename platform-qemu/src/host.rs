@@ -1,9 +1,10 @@
 //! This kernel as a host of sandboxes.
 
 use sandbox_mode::{
-    CpuConfig, Error, FatalReport, Frame, FrameKind, Hal, Host, Image, Page, PageRange, Roots, VirtAddr,
+    CpuConfig, Error, FatalReport, Frame, FrameKind, Hal, Host, Image, Page, PageRange, Permissions, Roots, VirtAddr,
 };
 
+use crate::paging::Access;
 use crate::{exit, gate, layout, memory, paging, println};
 
 /// The platform's side of the HAL.
@@ -85,13 +86,18 @@ unsafe impl Host for Qemu {
         paging::unchanged(|| walk(&roots));
     }
 
-    unsafe fn map_gate(&self, frames: &[Frame]) -> Option<Page> {
+    unsafe fn map_gate(&self, frames: &[Frame], permissions: Permissions) -> Option<Page> {
         let mut addresses = [0; sandbox_mode::arch::MAX_GATE_FRAMES];
         let addresses = addresses.get_mut(..frames.len())?;
         for (address, frame) in addresses.iter_mut().zip(frames) {
             *address = frame.start();
         }
-        gate::map_gate_pages(addresses).and_then(|address| Page::from_start(VirtAddr(address)))
+        let access = match permissions {
+            Permissions::READ_WRITE => Access::ReadWrite,
+            Permissions::READ_EXECUTE => Access::Code,
+            _ => return None,
+        };
+        gate::map_gate_pages(addresses, access).and_then(|address| Page::from_start(VirtAddr(address)))
     }
 
     fn window(&self) -> PageRange {

@@ -185,6 +185,9 @@ pub unsafe trait Arch: Send + Sync + Sized + 'static {
     /// 1. `state` came from `mask_interrupts` in the same thread, and nesting is respected.
     unsafe fn restore_interrupts(state: Self::InterruptState);
 
+    /// Whether interrupts arrive in a thread whose mask is `state`.
+    fn accepts_interrupts(state: Self::InterruptState) -> bool;
+
     /// Makes earlier writes to page tables visible to the table walkers of all CPUs.
     fn publish_tables();
 

@@ -83,6 +83,10 @@ pub enum Error {
     },
     /// `Hal::start_cpu` was called twice on this CPU.
     CpuStartedTwice(usize),
+    /// A time limit needs a clock, and the host has none.
+    NoClock,
+    /// A sandbox with a time limit, or one that can be cancelled, was called with interrupts masked: nothing could stop it.
+    InterruptsMasked,
     /// The host's `map_gate` found no room, or an address that is no good.
     GateNotMapped,
     /// The window is too small, not canonical, or the host maps something in it.
@@ -184,6 +188,10 @@ impl fmt::Display for Error {
             }
             Error::CpuStartedTwice(cpu) => {
                 write!(f, "CPU {cpu} is started already: call Hal::start_cpu once on each CPU")
+            }
+            Error::NoClock => write!(f, "the host has no clock: time limits need Host::now"),
+            Error::InterruptsMasked => {
+                write!(f, "interrupts are masked, so nothing could stop the call: unmask them, or call without limits")
             }
             Error::GateNotMapped => write!(f, "Host::map_gate returned no usable address: give the gate more room"),
             Error::BadWindow(range) => {

@@ -25,7 +25,7 @@ pub enum ExitReason {
     SingleStep,
     /// A request to the host that the sandbox may not make; its number.
     HostCall(u64),
-    /// The run was stopped from outside. Not raised by the HAL yet; for hosts that step a run and give up.
+    /// The run was stopped from outside.
     Preempted(Preemption),
     /// The code panicked. Not raised yet: a panic ends as what the kernel's panic handler does first.
     Panicked,
@@ -37,11 +37,11 @@ pub enum ExitReason {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Preemption {
-    /// Its time was up.
+    /// Its time was up ([`Sandbox::limit_time`](crate::Sandbox::limit_time)).
     Deadline,
-    /// It was cancelled.
+    /// It was cancelled ([`Cancel`](crate::Cancel)).
     Cancelled,
-    /// The host wants the CPU for something else.
+    /// The host wants the CPU for something else ([`Host::should_yield`](crate::Host::should_yield)).
     Yield,
 }
 

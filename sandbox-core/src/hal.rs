@@ -13,6 +13,7 @@ use crate::frames::Frames;
 use crate::host::Host;
 use crate::image::{Template, in_any};
 use crate::lock::IrqLock;
+use crate::permissions::Permissions;
 use crate::record::FrameUse;
 use crate::sandbox::{Config, Sandbox};
 use crate::tables::Tables;
@@ -113,8 +114,8 @@ impl<H: Host, A: Arch> Hal<H, A> {
         self.template.with(|_| self.cpus.reserve(&self.frames, cpu))?;
         self.take_gate(own, shared)?;
         let all = A::GATE_FRAMES + count;
-        // SAFETY: (1) the HAL is 'static and keeps the frames from here on.
-        let Some(gate) = (unsafe { self.host().map_gate(&list[..all]) }) else {
+        // SAFETY: (1) the HAL is 'static and keeps the frames from here on; (2) not executable.
+        let Some(gate) = (unsafe { self.host().map_gate(&list[..all], Permissions::READ_WRITE) }) else {
             self.give_back(&list[..A::GATE_FRAMES]);
             return Err(Error::GateNotMapped);
         };

@@ -3,6 +3,7 @@
 use crate::addr::{Frame, Page, PageRange};
 use crate::exit::FatalReport;
 use crate::format::Roots;
+use crate::permissions::Permissions;
 
 /// What a frame is, as the host knows it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -33,7 +34,7 @@ pub struct Image<'a> {
 /// A host kernel.
 ///
 /// All methods may be called with interrupts masked, from any thread of the host, on any CPU, and must not call back into
-/// the HAL.
+/// the HAL, nor wait for another CPU to take an interrupt: that CPU may be waiting, masked, for a lock of the HAL's.
 ///
 /// # Safety
 ///
@@ -73,15 +74,16 @@ pub unsafe trait Host: Send + Sync + 'static {
     /// call the other methods of this trait, except this one and [`map_gate`](Host::map_gate).
     fn with_tables(&self, walk: &mut dyn FnMut(&Roots));
 
-    /// Maps `frames` at consecutive pages in every address space that a sandbox may be called in: privileged only, readable
-    /// and writable, no execute, 4 KiB pages, ordinary write-back memory, and not in the window. Returns the first page;
-    /// `None` if there is no room. `Frame`s can be the host's own: the HAL maps the page of a CPU's task state a second
-    /// time.
+    /// Maps `frames` at consecutive pages in every address space that a sandbox may be called in: privileged only, with
+    /// `permissions`, 4 KiB pages, ordinary write-back memory, and not in the window. Returns the first page; `None` if there
+    /// is no room. Permissions are `rw-` for the gate's data, and `r-x` where a backend needs the gate's code a second time.
+    /// `Frame`s can be the host's own: such code, or the page of a CPU's task state.
     ///
     /// # Safety
     ///
     /// 1. The frames stay in use for as long as the host runs.
-    unsafe fn map_gate(&self, frames: &[Frame]) -> Option<Page>;
+    /// 2. Nobody writes the frames of an executable mapping while it exists.
+    unsafe fn map_gate(&self, frames: &[Frame], permissions: Permissions) -> Option<Page>;
 
     /// Addresses that sandboxes use for their stacks and buffers, the same in all of them. A gigabyte is plenty; no less than
     /// two megabytes.
@@ -95,6 +97,31 @@ pub unsafe trait Host: Send + Sync + 'static {
 
     /// How many CPUs there can be, at most.
     fn cpu_count(&self) -> usize;
+
+    /// Nanoseconds since some moment, never going back, the same on all CPUs. Without a clock (`None`, always) sandboxes have no
+    /// time limits. Called with interrupts masked or not.
+    fn now(&self) -> Option<u64> {
+        None
+    }
+
+    /// Makes some interrupt arrive on this CPU when the clock shows `at`, or soon after; at once if that is past. A host
+    /// whose tick never stops while a thread runs leaves this out: limits are looked at after each interrupt. Called with
+    /// interrupts masked, before each entry of a run with a time limit, which may be on another CPU than the last.
+    fn arm_timer(&self, at: u64) {
+        let _ = at;
+    }
+
+    /// Whether the thread that runs a sandbox should let go of the CPU: asked after each interrupt that its run was left for.
+    /// Hosts whose interrupt handlers switch threads by themselves leave this out.
+    fn should_yield(&self) -> bool {
+        false
+    }
+
+    /// Interrupts CPU `cpu`, so that a cancelled run ends at once and not at the next interrupt. `cpu` may be the current one,
+    /// and may have left the sandbox by then. Any interrupt will do.
+    fn kick(&self, cpu: usize) {
+        let _ = cpu;
+    }
 
     /// The HAL's own code was interrupted by an exception that cannot happen: a bug of the HAL or a broken promise of the
     /// host's. Called with interrupts masked on the host's stack; does not return.

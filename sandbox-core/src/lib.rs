@@ -4,7 +4,8 @@
 //! kernel supplies memory and a description of itself through [`Host`]. Everything runs, and is tested, on an ordinary
 //! machine. From the outside in:
 //!
-//! * [`Hal`]: one per kernel. [`Sandbox`]: an address space with a stack and buffers. [`Run`]: a call in progress.
+//! * [`Hal`]: one per kernel. [`Sandbox`]: an address space with a stack and buffers. [`Run`]: a call in progress, which
+//!   `limits` and a [`Cancel`] can stop.
 //! * `view`: the tables a sandbox runs on, begun from the `image` template; `tables`, `grant` and `changes` write them,
 //!   `walk` reads them.
 //! * `frames` and `record`: where memory comes from, and what each frame is used for.
@@ -17,6 +18,7 @@ extern crate std;
 pub mod addr;
 pub mod arch;
 mod argument;
+mod cancel;
 mod changes;
 mod cpus;
 mod error;
@@ -27,6 +29,7 @@ mod grant;
 mod hal;
 mod host;
 mod image;
+mod limits;
 mod lock;
 mod permissions;
 mod record;
@@ -45,6 +48,7 @@ pub use arch::Arch;
 pub use argument::{
     Argument, Arguments, Function, In, InOut, Input, MAX_ARGUMENTS, MAX_RESULT, MAX_VALUE, Out, Output, Val,
 };
+pub use cancel::Cancel;
 pub use error::{Error, Unsupported};
 pub use exit::{Exit, ExitReason, FatalReport, FaultKind, MemoryFault, Preemption, Syndrome};
 pub use format::{Format, Roots};

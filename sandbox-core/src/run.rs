@@ -1,10 +1,11 @@
 //! A call in progress.
 //!
 //! A run is a value: stepping it enters the sandbox, and it comes back when an interrupt was handled, a value returned, or
-//! the code ended otherwise. A suspended run owns its borrows, so what its outputs refer to stays untouched until it has
+//! the code ended otherwise. Limits are looked at before each entry, so an interrupt is handled before it stops a call. A suspended run owns its borrows, so what its outputs refer to stays untouched until it has
 //! completed, and dropping it abandons the call.
 
 use core::marker::PhantomData;
+use core::time::Duration;
 
 use zerocopy::FromBytes;
 
@@ -12,9 +13,10 @@ use crate::addr::VirtAddr;
 use crate::arch::{Arch, Cause, Refusal, Trap};
 use crate::argument::Arguments;
 use crate::error::Error;
-use crate::exit::{Exit, ExitReason, FaultKind, MemoryFault};
+use crate::exit::{Exit, ExitReason, FaultKind, MemoryFault, Preemption};
 use crate::format::Format;
 use crate::host::Host;
+use crate::limits;
 use crate::permissions::Access;
 use crate::sandbox::Sandbox;
 use crate::view::ViewMemory;
@@ -24,33 +26,81 @@ use crate::view::ViewMemory;
 pub struct Run<'r, 'a, H: Host, A: Arch, T: Arguments, R> {
     sandbox: &'r mut Sandbox<'a, H, A>,
     arguments: T,
+    /// When the host's clock shows this, time is up.
+    deadline: Option<u64>,
+    /// An interrupt was handled since the last entry, and the host was not asked yet whether it wants the CPU.
+    interrupted: bool,
     result: PhantomData<fn() -> R>,
 }
 
 /// What became of a run.
+#[must_use = "a run that stopped has to be stepped again, or is given up"]
 pub enum Progress<'r, 'a, H: Host, A: Arch, T: Arguments, R> {
     /// The function returned this, and the outputs are written.
     Returned(R),
     /// An interrupt was handled, or the CPU's caches were put right: step again to go on.
     Suspended(Run<'r, 'a, H, A, T, R>),
+    /// It was stopped from outside, before its next instruction. Step it to go on from there, or drop it.
+    Preempted(Preemption, Run<'r, 'a, H, A, T, R>),
     /// The code ended without returning. The outputs are as they were.
     Exited(Exit),
 }
 
 impl<'r, 'a, H: Host, A: Arch, T: Arguments, R: FromBytes + 'static> Run<'r, 'a, H, A, T, R> {
-    pub(crate) fn new(sandbox: &'r mut Sandbox<'a, H, A>, arguments: T) -> Self {
-        Run { sandbox, arguments, result: PhantomData }
+    pub(crate) fn new(sandbox: &'r mut Sandbox<'a, H, A>, arguments: T, deadline: Option<u64>) -> Self {
+        Run { sandbox, arguments, deadline, interrupted: false, result: PhantomData }
+    }
+
+    /// Runs until the function has returned, the code has ended, or it is stopped from outside: never
+    /// [`Progress::Suspended`].
+    ///
+    /// # Errors
+    ///
+    /// As [`step`](Run::step).
+    pub fn resume(mut self) -> Result<Progress<'r, 'a, H, A, T, R>, Error> {
+        loop {
+            match self.step()? {
+                Progress::Suspended(run) => self = run,
+                progress => return Ok(progress),
+            }
+        }
+    }
+
+    /// Gives the call so much time from now on, in place of what it had left, or takes the limit away. A call that was stopped as
+    /// [`Preemption::Deadline`] has no limit any more.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoClock`] if the host has none.
+    pub fn limit_time(&mut self, limit: Option<Duration>) -> Result<(), Error> {
+        self.deadline = limit.map(|limit| limits::deadline(self.sandbox.hal, limit)).transpose()?;
+        Ok(())
     }
 
     /// Runs until something happens.
     ///
     /// # Errors
     ///
-    /// When the sandbox could not be entered; the call is lost, the sandbox is not.
+    /// When the sandbox could not be entered, or was not to be: [`Error::InterruptsMasked`] for a call with limits. The call is
+    /// lost, the sandbox is not.
     pub fn step(mut self) -> Result<Progress<'r, 'a, H, A, T, R>, Error> {
+        if let Some(reason) = self.asked_to_stop() {
+            return Ok(Progress::Preempted(reason, self));
+        }
         let state = A::mask_interrupts();
-        let trap = self.enter(state);
+        let trap = match self.sandbox.limits.cancel.is_none() && self.deadline.is_none() {
+            true => self.enter(state),
+            false => match self.enter_limited(state).transpose() {
+                Some(trap) => trap,
+                None => {
+                    // SAFETY: (1) from `mask_interrupts` above, in the same thread.
+                    unsafe { A::restore_interrupts(state) };
+                    return Ok(Progress::Preempted(Preemption::Cancelled, self));
+                }
+            },
+        };
         if let Ok(Trap::Interrupt(interrupt)) = trap {
+            self.interrupted = true;
             // The host's handler may bring stale translations back.
             self.sandbox.spurious.reset();
             // SAFETY: (1) from the `enter` just above, interrupts masked since; (2) `state` is how the caller's were.
@@ -71,6 +121,44 @@ impl<'r, 'a, H: Host, A: Arch, T: Arguments, R: FromBytes + 'static> Run<'r, 'a,
             },
         };
         Ok(Progress::Exited(Exit { reason, at: A::program_counter(&self.sandbox.registers) }))
+    }
+
+    /// Why the call should not go on, if anybody wants it stopped. Every interrupt that was accepted has been handled.
+    fn asked_to_stop(&mut self) -> Option<Preemption> {
+        let host = self.sandbox.hal.host();
+        if let Some(deadline) = self.deadline
+            && host.now().is_none_or(|now| now >= deadline)
+        {
+            self.deadline = None;
+            return Some(Preemption::Deadline);
+        }
+        if core::mem::take(&mut self.interrupted) && host.should_yield() {
+            return Some(Preemption::Yield);
+        }
+        None
+    }
+
+    /// Enters unless the call was cancelled, with a timer for its deadline.
+    #[cold]
+    fn enter_limited(&mut self, state: A::InterruptState) -> Result<Option<Trap<A::Interrupt>>, Error> {
+        if !A::accepts_interrupts(state) {
+            return Err(Error::InterruptsMasked);
+        }
+        let host = self.sandbox.hal.host();
+        if let Some(deadline) = self.deadline {
+            host.arm_timer(deadline);
+        }
+        let Some(cancel) = self.sandbox.limits.cancel else {
+            return self.enter(state).map(Some);
+        };
+        let trap = if cancel.enter(host.cpu_index()) { self.enter(state).map(Some) } else { Ok(None) };
+        cancel.leave();
+        trap
+    }
+
+    /// How the call ends if it doesn't go on.
+    pub(crate) fn give_up(self, reason: Preemption) -> Exit {
+        Exit { reason: ExitReason::Preempted(reason), at: A::program_counter(&self.sandbox.registers) }
     }
 
     fn enter(&mut self, state: A::InterruptState) -> Result<Trap<A::Interrupt>, Error> {

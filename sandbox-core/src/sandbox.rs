@@ -1,16 +1,19 @@
 //! A sandbox: a view, its own memory, and its registers.
 
 use core::fmt;
+use core::time::Duration;
 
 use zerocopy::FromBytes;
 
 use crate::addr::{PAGE_SIZE, Page, PageRange, VirtAddr};
 use crate::arch::{Arch, Start};
 use crate::argument::{Arguments, Block, Function, Part, thunk};
+use crate::cancel::Cancel;
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::hal::Hal;
 use crate::host::Host;
+use crate::limits::Limits;
 use crate::permissions::Permissions;
 use crate::run::{Progress, Run};
 use crate::spurious::Spurious;
@@ -94,6 +97,8 @@ pub struct Sandbox<'a, H: Host, A: Arch> {
     pub(crate) stale: Option<Page>,
     /// Refusals that the tables don't explain.
     pub(crate) spurious: Spurious,
+    /// What may stop a call.
+    pub(crate) limits: Limits<'a>,
     /// The host's pointer to the block at the top of the stack.
     block: *mut Block,
 }
@@ -115,7 +120,16 @@ impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
             .inspect_err(|_| view.destroy(hal))?
             .cast();
         let spurious = Spurious::default();
-        Ok(Sandbox { hal, view, window, registers: A::Registers::default(), stale: None, spurious, block })
+        Ok(Sandbox {
+            hal,
+            view,
+            window,
+            registers: A::Registers::default(),
+            stale: None,
+            spurious,
+            limits: Limits::default(),
+            block,
+        })
     }
 
     /// Grants reading of `data` at its own address. It must cover whole pages, since what else lies on them would be granted too;
@@ -194,7 +208,27 @@ impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
         Ok(())
     }
 
-    /// Calls `function` in the sandbox and returns what it returned.
+    /// Gives each call from now on so much time, counted from its [`start`](Sandbox::start), or takes the limit away. A call
+    /// that takes longer is stopped as [`Preemption::Deadline`](crate::Preemption), at the first interrupt after its time.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoClock`] if the host has none.
+    pub fn limit_time(&mut self, limit: Option<Duration>) -> Result<(), Error> {
+        if limit.is_some() && self.hal.host().now().is_none() {
+            return Err(Error::NoClock);
+        }
+        self.limits.time = limit;
+        Ok(())
+    }
+
+    /// Lets `cancel` stop each call from now on, as [`Preemption::Cancelled`](crate::Preemption).
+    pub fn cancel_by(&mut self, cancel: Option<&'a Cancel>) {
+        self.limits.cancel = cancel;
+    }
+
+    /// Calls `function` in the sandbox and returns what it returned. What may stop it from outside ends it;
+    /// [`start`](Sandbox::start) gives a call that can go on afterwards.
     ///
     /// # Errors
     ///
@@ -212,6 +246,7 @@ impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
                 Progress::Suspended(next) => run = next,
                 Progress::Returned(value) => return Ok(value),
                 Progress::Exited(exit) => return Err(exit.into()),
+                Progress::Preempted(reason, run) => return Err(run.give_up(reason).into()),
             }
         }
     }
@@ -220,7 +255,7 @@ impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
     ///
     /// # Errors
     ///
-    /// As [`call`](Sandbox::call), before anything runs.
+    /// As [`call`](Sandbox::call), before anything runs; [`Error::InterruptsMasked`] if it has limits and they could not work.
     pub fn start<'r, F, T, R>(&'r mut self, function: F, mut arguments: T) -> Result<Run<'r, 'a, H, A, T, R>, Error>
     where
         F: Function<T, R>,
@@ -228,6 +263,7 @@ impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
         R: FromBytes + 'static,
     {
         let _ = function;
+        let deadline = self.limits.begin(self.hal)?;
         match self.reserve(&mut arguments) {
             Err(Error::WindowFull { .. }) => {
                 self.window.clear(self.hal, &mut self.view);
@@ -241,7 +277,7 @@ impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
         let start = Start { function: VirtAddr(entry as *const () as u64), argument: block, stack: block };
         self.hal.arch.prepare(&mut self.registers, start);
         self.spurious.reset();
-        Ok(Run::new(self, arguments))
+        Ok(Run::new(self, arguments, deadline))
     }
 
     fn reserve<T: Arguments>(&mut self, arguments: &mut T) -> Result<(), Error> {

@@ -1,7 +1,7 @@
 //! The first instructions: from the machine's reset state to Rust code in the upper half.
 //!
 //! What must hold when `_start` is reached: exception level 1, MMU off, the image loaded at the
-//! physical addresses that `link/virt.ld` gave it, its zero-filled part zeroed by the loader. The
+//! physical addresses that `link/virt/kernel.ld` gave it, its zero-filled part zeroed by the loader. The
 //! content of every general register is ignored; the device tree is found at the start of RAM.
 
 use super::machine_map::{RAM_START, UART};
@@ -10,7 +10,7 @@ use crate::layout::{DIRECT_MAP, PAGE_SIZE};
 use aarch64_cpu::registers::{CurrentEL, SCTLR_EL1, TCR_EL1};
 use core::arch::{global_asm, naked_asm};
 
-/// Virtual minus physical address of everything in the image; `link/virt.ld` has the same number.
+/// Virtual minus physical address of everything in the image; `link/virt/kernel.ld` has the same number.
 pub const IMAGE_OFFSET: u64 = 0xffff_ff80_0000_0000;
 
 /// The boot tables' direct map has the physical addresses below this one.

@@ -196,7 +196,7 @@ fn refusals_without_end_come_to_an_end() {
             match run.step().unwrap() {
                 crate::Progress::Suspended(next) => run = next,
                 crate::Progress::Exited(exit) => break exit,
-                crate::Progress::Returned(()) => panic!(),
+                crate::Progress::Returned(()) | crate::Progress::Preempted(..) => panic!(),
             }
             assert!(cpu(|cpu| cpu.entered) - start < 64, "{pages} pages are refused for ever");
         };

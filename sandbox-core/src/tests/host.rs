@@ -53,7 +53,7 @@ unsafe impl Host for SimHost {
         walk(&self.0.roots());
     }
 
-    unsafe fn map_gate(&self, frames: &[Frame]) -> Option<Page> {
+    unsafe fn map_gate(&self, frames: &[Frame], permissions: Permissions) -> Option<Page> {
         let (first, place) = {
             let mut state = self.0.state();
             if state.no_room_for_gates {
@@ -67,7 +67,7 @@ unsafe impl Host for SimHost {
         };
         let range = place.skip(first).take(frames.len() as u64);
         for (page, &frame) in range.pages().zip(frames) {
-            self.0.map(page, frame, 0, Permissions::READ_WRITE);
+            self.0.map(page, frame, 0, permissions);
         }
         Some(range.start())
     }
@@ -86,6 +86,23 @@ unsafe impl Host for SimHost {
 
     fn cpu_count(&self) -> usize {
         self.0.cpus
+    }
+
+    fn now(&self) -> Option<u64> {
+        self.0.state().clock
+    }
+
+    fn arm_timer(&self, at: u64) {
+        assert!(super::processor::interrupts_masked());
+        super::processor::cpu(|cpu| cpu.armed.push(at));
+    }
+
+    fn should_yield(&self) -> bool {
+        super::processor::cpu(|cpu| cpu.yields)
+    }
+
+    fn kick(&self, cpu: usize) {
+        super::processor::cpu(|this| this.kicked.push(cpu));
     }
 
     fn fatal(&self, report: &FatalReport) -> ! {

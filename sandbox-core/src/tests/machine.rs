@@ -51,6 +51,8 @@ pub(super) struct State {
     pub(super) gates: Vec<Frame>,
     pub(super) no_room_for_gates: bool,
     pub(super) from_end: bool,
+    /// What the host's clock shows; `None`: it has none.
+    pub(super) clock: Option<u64>,
     /// What the HAL reported last.
     pub(super) fatal: Option<FatalReport>,
     /// A test has failed on it: nothing more is expected.
@@ -88,6 +90,7 @@ impl Machine {
             budget: None,
             next_gate: 0,
             gates_at: None,
+            clock: None,
             fatal: None,
             abandoned: false,
             gates: Vec::new(),

@@ -32,6 +32,10 @@ pub(super) struct Cpu {
     pub(super) entered: usize,
     /// Pages of the host's that its task state lies on.
     pub(super) task_state: Vec<Page>,
+    /// What the host was told about timers and other CPUs, and what it says of threads that wait.
+    pub(super) armed: Vec<u64>,
+    pub(super) kicked: Vec<usize>,
+    pub(super) yields: bool,
     /// What `start_cpu` is to fail with.
     pub(super) unsupported: Option<Unsupported>,
     pub(super) hook: Option<FatalHook>,
@@ -301,6 +305,10 @@ unsafe impl Arch for SimArch {
 
     unsafe fn restore_interrupts(state: bool) {
         cpu(|cpu| cpu.masked = state);
+    }
+
+    fn accepts_interrupts(state: bool) -> bool {
+        !state
     }
 
     fn publish_tables() {

@@ -5,7 +5,7 @@
 
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use sandbox_mode::{FatalReport, Frame, FrameKind, Host, Image, PAGE_SIZE, Page, PageRange, Roots};
+use sandbox_mode::{FatalReport, Frame, FrameKind, Host, Image, PAGE_SIZE, Page, PageRange, Permissions, Roots};
 
 use crate::kernel::{Kernel, Line};
 
@@ -120,11 +120,13 @@ unsafe impl Host for SuiteHost {
         self.inner.with_tables(walk);
     }
 
-    unsafe fn map_gate(&self, frames: &[Frame]) -> Option<Page> {
+    unsafe fn map_gate(&self, frames: &[Frame], permissions: Permissions) -> Option<Page> {
         // SAFETY: the caller's promise is the same.
-        let page = unsafe { self.inner.map_gate(frames) }?;
-        GATE_START.store(page.start().0, Ordering::Relaxed);
-        GATE_PAGES.store(frames.len() as u64, Ordering::Relaxed);
+        let page = unsafe { self.inner.map_gate(frames, permissions) }?;
+        if permissions == Permissions::READ_WRITE {
+            GATE_START.store(page.start().0, Ordering::Relaxed);
+            GATE_PAGES.store(frames.len() as u64, Ordering::Relaxed);
+        }
         Some(page)
     }
 

@@ -152,6 +152,7 @@ fn a_suspended_run_goes_on(suite: &Suite) -> Outcome {
             Progress::Suspended(next) => run = next,
             Progress::Returned(value) => break value,
             Progress::Exited(exit) => fail!("{exit}"),
+            Progress::Preempted(reason, _) => fail!("{reason:?} of nobody's"),
         }
         steps += 1;
     };

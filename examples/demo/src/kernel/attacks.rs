@@ -133,6 +133,7 @@ impl Attacks<'_, '_> {
                 }
                 Progress::Suspended(next) => run = next,
                 Progress::Exited(exit) => break exit.reason,
+                Progress::Preempted(reason, _) => break ExitReason::Preempted(reason),
                 Progress::Returned(status) => {
                     self.record(what, false, &status.to_string());
                     return Ok(());
