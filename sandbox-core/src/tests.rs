@@ -19,6 +19,7 @@ mod host;
 #[cfg(not(miri))]
 mod image;
 mod layout;
+mod limits;
 mod machine;
 mod model;
 mod processor;
