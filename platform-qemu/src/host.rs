@@ -5,7 +5,7 @@ use sandbox_mode::{
 };
 
 use crate::paging::Access;
-use crate::{exit, gate, layout, memory, paging, println};
+use crate::{exit, gate, layout, memory, paging, println, time};
 
 /// The platform's side of the HAL.
 #[derive(Debug)]
@@ -114,6 +114,10 @@ unsafe impl Host for Qemu {
 
     fn cpu_count(&self) -> usize {
         1
+    }
+
+    fn now(&self) -> Option<u64> {
+        Some(time::ticks() * (1_000_000_000 / time::TICK_RATE))
     }
 
     fn fatal(&self, report: &FatalReport) -> ! {

@@ -6,8 +6,6 @@
 
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::arch::Arch;
-use crate::hal::Hal;
 use crate::host::Host;
 
 /// A request to stop, shared between whoever runs a sandbox and whoever may want it stopped.
@@ -28,11 +26,12 @@ impl Cancel {
         Cancel { requested: AtomicBool::new(false), running_on: AtomicUsize::new(0) }
     }
 
-    /// Asks for the sandbox to be stopped, and interrupts the CPU that it runs on ([`Host::kick`]). Does not wait for it.
-    pub fn cancel<H: Host, A: Arch>(&self, hal: &Hal<H, A>) {
+    /// Asks for the sandbox to be stopped, and has `host` interrupt the CPU that it runs on ([`Host::kick`]). Does not wait for
+    /// it. May be called by an interrupt handler, and by the host's own methods.
+    pub fn cancel<H: Host + ?Sized>(&self, host: &H) {
         self.requested.store(true, Ordering::SeqCst);
         if let Some(cpu) = self.running_on.load(Ordering::SeqCst).checked_sub(1) {
-            hal.host().kick(cpu);
+            host.kick(cpu);
         }
     }
 

@@ -146,12 +146,10 @@ fn a_cancelled_call_ends() {
     sandbox.cancel_by(Some(cancel));
     assert_eq!(sandbox.call(|| 5u8, ()), Ok(5));
     // From another CPU while it runs: that CPU is interrupted.
-    let hal = rig.hal();
-    let hal: *const _ = hal;
     stop_at_seven();
+    let host = super::host::SimHost(rig.machine.clone());
     next(move |_| {
-        // SAFETY: the rig outlives the call.
-        cancel.cancel(unsafe { &*hal });
+        cancel.cancel(&host);
         Ok(Trap::Interrupt(1))
     });
     assert_eq!(sandbox.call(|| 5u8, ()), preempted(Preemption::Cancelled));
@@ -160,7 +158,7 @@ fn a_cancelled_call_ends() {
     // The request stands, and nobody is interrupted for a sandbox that doesn't run.
     let entered = cpu(|cpu| cpu.entered);
     assert!(matches!(sandbox.call(|| 5u8, ()), Err(CallError::Exit(_))));
-    cancel.cancel(rig.hal());
+    cancel.cancel(rig.hal().host());
     assert_eq!(cpu(|cpu| (cpu.entered, cpu.kicked.len())), (entered, 1));
     let run = sandbox.start(|| 6u8, ()).unwrap();
     let Progress::Preempted(Preemption::Cancelled, run) = run.resume().unwrap() else { panic!() };

@@ -3,9 +3,11 @@
 //! Frames go to the HAL full of rubbish and must come back zeroed; the n-th allocation can be made to fail; an interrupt can be
 //! raised at the last moment before a sandbox is entered. The switches are the machine's, as the HAL is.
 
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use sandbox_mode::{FatalReport, Frame, FrameKind, Host, Image, PAGE_SIZE, Page, PageRange, Permissions, Roots};
+use sandbox_mode::{
+    Cancel, FatalReport, Frame, FrameKind, Host, Image, PAGE_SIZE, Page, PageRange, Permissions, Roots,
+};
 
 use crate::kernel::{Kernel, Line};
 
@@ -34,6 +36,12 @@ static RAISE_LINE: AtomicUsize = AtomicUsize::new(0);
 /// The gate's data, as `map_gate` placed it.
 static GATE_START: AtomicU64 = AtomicU64::new(0);
 static GATE_PAGES: AtomicU64 = AtomicU64::new(0);
+
+/// Interrupts of runs to go until the host asks for the CPU, or cancels the run.
+static UNTIL_ASKED: AtomicUsize = AtomicUsize::new(NEVER);
+static CANCELS: AtomicBool = AtomicBool::new(false);
+/// What it cancels by.
+pub(crate) static CANCEL: Cancel = Cancel::new();
 
 const LINES: [Line; 3] = [Line::Ordinary, Line::Fast, Line::NonMaskable];
 
@@ -69,6 +77,18 @@ pub(crate) fn raise_at_entry(line: Line, times: usize) {
     let index = LINES.iter().position(|&other| other == line).unwrap_or(0);
     RAISE_LINE.store(index, Ordering::Relaxed);
     RAISE_TIMES.store(times, Ordering::Relaxed);
+}
+
+/// Asks for the CPU, once, after `interrupts` more interrupts of runs.
+pub(crate) fn yield_after(interrupts: usize) {
+    CANCELS.store(false, Ordering::Relaxed);
+    UNTIL_ASKED.store(interrupts, Ordering::Relaxed);
+}
+
+/// Cancels by [`CANCEL`], once, after `interrupts` more interrupts of runs.
+pub(crate) fn cancel_after(interrupts: usize) {
+    CANCELS.store(true, Ordering::Relaxed);
+    UNTIL_ASKED.store(interrupts, Ordering::Relaxed);
 }
 
 /// The pages of the gate's data.
@@ -149,6 +169,33 @@ unsafe impl Host for SuiteHost {
 
     fn cpu_count(&self) -> usize {
         self.inner.cpu_count()
+    }
+
+    fn now(&self) -> Option<u64> {
+        self.inner.now()
+    }
+
+    fn arm_timer(&self, at: u64) {
+        self.inner.arm_timer(at);
+    }
+
+    fn should_yield(&self) -> bool {
+        let asked = UNTIL_ASKED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| match left {
+            NEVER => None,
+            left => Some(left.saturating_sub(1)),
+        });
+        if asked == Ok(0) {
+            UNTIL_ASKED.store(NEVER, Ordering::Relaxed);
+            if !CANCELS.load(Ordering::Relaxed) {
+                return true;
+            }
+            CANCEL.cancel(self);
+        }
+        self.inner.should_yield()
+    }
+
+    fn kick(&self, cpu: usize) {
+        self.inner.kick(cpu);
     }
 
     fn fatal(&self, report: &FatalReport) -> ! {

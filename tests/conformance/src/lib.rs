@@ -19,6 +19,7 @@ mod verdict;
 
 mod host;
 mod kernel;
+mod limits;
 mod machine;
 mod probe;
 mod suite;

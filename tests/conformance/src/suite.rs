@@ -9,7 +9,9 @@ use sandbox_mode::{Arch, Config, Error, Frame, Hal, Host, Page, PageRange, VirtA
 use crate::host::{self, SuiteHost};
 use crate::kernel::Kernel;
 use crate::verdict::{Outcome, Verdict};
-use crate::{buffers, exhaustion, frames, grants, instructions, interrupts, memory, refusals, stack, state, values};
+use crate::{
+    buffers, exhaustion, frames, grants, instructions, interrupts, limits, memory, refusals, stack, state, values,
+};
 
 /// A sandbox of the suite's.
 pub(crate) type Sandbox<'a> = sandbox_mode::Sandbox<'a, SuiteHost>;
@@ -29,13 +31,14 @@ macro_rules! cases {
 }
 pub(crate) use cases;
 
-const FILES: [(&str, &[Case]); 11] = [
+const FILES: &[(&str, &[Case])] = &[
     ("values", values::CASES),
     ("buffers", buffers::CASES),
     ("memory", memory::CASES),
     ("stack", stack::CASES),
     ("instructions", instructions::CASES),
     ("interrupts", interrupts::CASES),
+    ("limits", limits::CASES),
     ("grants", grants::CASES),
     ("refusals", refusals::CASES),
     ("frames", frames::CASES),
@@ -124,7 +127,7 @@ pub fn run(kernel: &'static dyn Kernel, arguments: &str) -> bool {
         }
     };
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
-    for (file, cases) in FILES {
+    for &(file, cases) in FILES {
         for case in cases {
             let name = Name { file, case: case.name };
             if only.is_some_and(|text| !alloc::format!("{name}").contains(text)) {

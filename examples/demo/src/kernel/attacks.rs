@@ -6,14 +6,14 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use demo::hostile;
 use demo::picture::{self, PictureHeader};
 use demo::status::{Problem, Status};
 use platform_qemu::host::Qemu;
-use platform_qemu::time::{TICK_RATE, ticks};
 use sandbox_mode::{
-    Access, Arguments, CallError, ExitReason, FaultKind, Function, Hal, In, MemoryFault, Out, Preemption, Progress,
+    Access, Arguments, CallError, ExitReason, FaultKind, Function, Hal, In, MemoryFault, Out, Preemption,
 };
 
 use super::SAMPLE;
@@ -29,7 +29,7 @@ const PANIC: &[u8] = include_bytes!("../../../files/panic.png");
 const DEEP: &[u8] = include_bytes!("../../../files/deep.png");
 
 /// How long a function may run.
-const PATIENCE_TICKS: u64 = TICK_RATE / 25;
+const PATIENCE: Duration = Duration::from_millis(40);
 
 /// Runs attacks, prints what comes of each, and keeps what should have gone otherwise.
 pub(crate) struct Attacks<'h, 'f> {
@@ -124,20 +124,13 @@ impl Attacks<'_, '_> {
         T: Arguments,
     {
         let mut sandbox = sandbox(self.hal)?;
-        let mut run = sandbox.start(function, arguments)?;
-        let patience_ends = ticks() + PATIENCE_TICKS;
-        let reason = loop {
-            match run.step()? {
-                Progress::Suspended(_) if ticks() >= patience_ends => {
-                    break ExitReason::Preempted(Preemption::Deadline);
-                }
-                Progress::Suspended(next) => run = next,
-                Progress::Exited(exit) => break exit.reason,
-                Progress::Preempted(reason, _) => break ExitReason::Preempted(reason),
-                Progress::Returned(status) => {
-                    self.record(what, false, &status.to_string());
-                    return Ok(());
-                }
+        sandbox.limit_time(Some(PATIENCE))?;
+        let reason = match sandbox.call(function, arguments) {
+            Err(CallError::Exit(exit)) => exit.reason,
+            Err(error) => return Err(error.into()),
+            Ok(status) => {
+                self.record(what, false, &status.to_string());
+                return Ok(());
             }
         };
         self.record(what, is_expected(reason), &reason.to_string());
