@@ -74,6 +74,7 @@ impl Cpus {
     }
 
     /// How many CPUs have been started.
+    #[inline]
     pub(crate) fn started(&self) -> usize {
         self.started.load(Ordering::Acquire)
     }

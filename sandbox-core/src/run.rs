@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::exit::{Exit, ExitReason, FaultKind, MemoryFault, Preemption};
 use crate::format::Format;
 use crate::host::Host;
-use crate::limits;
+use crate::limits::Watch;
 use crate::permissions::Access;
 use crate::sandbox::Sandbox;
 use crate::view::ViewMemory;
@@ -26,11 +26,18 @@ use crate::view::ViewMemory;
 pub struct Run<'r, 'a, H: Host, A: Arch, T: Arguments, R> {
     sandbox: &'r mut Sandbox<'a, H, A>,
     arguments: T,
-    /// When the host's clock shows this, time is up.
-    deadline: Option<u64>,
+    /// What may stop the call; `None`: nothing but a host that wants its CPU.
+    watch: Option<Watch>,
     /// An interrupt was handled since the last entry, and the host was not asked yet whether it wants the CPU.
     interrupted: bool,
     result: PhantomData<fn() -> R>,
+}
+
+/// Why a run let go, while it is still at hand.
+pub(crate) enum Stop<R> {
+    Returned(R),
+    Preempted(Preemption),
+    Exited(Exit),
 }
 
 /// What became of a run.
@@ -47,8 +54,8 @@ pub enum Progress<'r, 'a, H: Host, A: Arch, T: Arguments, R> {
 }
 
 impl<'r, 'a, H: Host, A: Arch, T: Arguments, R: FromBytes + 'static> Run<'r, 'a, H, A, T, R> {
-    pub(crate) fn new(sandbox: &'r mut Sandbox<'a, H, A>, arguments: T, deadline: Option<u64>) -> Self {
-        Run { sandbox, arguments, deadline, interrupted: false, result: PhantomData }
+    pub(crate) fn new(sandbox: &'r mut Sandbox<'a, H, A>, arguments: T, watch: Option<Watch>) -> Self {
+        Run { sandbox, arguments, watch, interrupted: false, result: PhantomData }
     }
 
     /// Runs until the function has returned, the code has ended, or it is stopped from outside: never
@@ -58,12 +65,7 @@ impl<'r, 'a, H: Host, A: Arch, T: Arguments, R: FromBytes + 'static> Run<'r, 'a,
     ///
     /// As [`step`](Run::step).
     pub fn resume(mut self) -> Result<Progress<'r, 'a, H, A, T, R>, Error> {
-        loop {
-            match self.step()? {
-                Progress::Suspended(run) => self = run,
-                progress => return Ok(progress),
-            }
-        }
+        self.finish().map(|stop| self.progress(stop))
     }
 
     /// Gives the call so much time from now on, in place of what it had left, or takes the limit away. A call that was stopped as
@@ -73,7 +75,7 @@ impl<'r, 'a, H: Host, A: Arch, T: Arguments, R: FromBytes + 'static> Run<'r, 'a,
     ///
     /// [`Error::NoClock`] if the host has none.
     pub fn limit_time(&mut self, limit: Option<Duration>) -> Result<(), Error> {
-        self.deadline = limit.map(|limit| limits::deadline(self.sandbox.hal, limit)).transpose()?;
+        self.watch = Watch::new(self.sandbox.hal, limit, self.sandbox.limits.cancel.is_some())?;
         Ok(())
     }
 
@@ -84,52 +86,82 @@ impl<'r, 'a, H: Host, A: Arch, T: Arguments, R: FromBytes + 'static> Run<'r, 'a,
     /// When the sandbox could not be entered, or was not to be: [`Error::InterruptsMasked`] for a call with limits. The call is
     /// lost, the sandbox is not.
     pub fn step(mut self) -> Result<Progress<'r, 'a, H, A, T, R>, Error> {
-        if let Some(reason) = self.asked_to_stop() {
-            return Ok(Progress::Preempted(reason, self));
+        match self.advance()? {
+            Some(stop) => Ok(self.progress(stop)),
+            None => Ok(Progress::Suspended(self)),
+        }
+    }
+
+    fn progress(self, stop: Stop<R>) -> Progress<'r, 'a, H, A, T, R> {
+        match stop {
+            Stop::Returned(value) => Progress::Returned(value),
+            Stop::Preempted(reason) => Progress::Preempted(reason, self),
+            Stop::Exited(exit) => Progress::Exited(exit),
+        }
+    }
+
+    /// Runs until there is more to say than that an interrupt was handled.
+    #[inline(always)]
+    pub(crate) fn finish(&mut self) -> Result<Stop<R>, Error> {
+        loop {
+            if let Some(stop) = self.advance()? {
+                return Ok(stop);
+            }
+        }
+    }
+
+    /// Runs until something happens; `None`: an interrupt was handled, or the CPU's caches were put right.
+    #[inline(always)]
+    fn advance(&mut self) -> Result<Option<Stop<R>>, Error> {
+        if (self.interrupted || self.watch.is_some())
+            && let Some(reason) = self.asked_to_stop()
+        {
+            return Ok(Some(Stop::Preempted(reason)));
         }
         let state = A::mask_interrupts();
-        let trap = match self.sandbox.limits.cancel.is_none() && self.deadline.is_none() {
-            true => self.enter(state),
-            false => match self.enter_limited(state).transpose() {
-                Some(trap) => trap,
-                None => {
-                    // SAFETY: (1) from `mask_interrupts` above, in the same thread.
-                    unsafe { A::restore_interrupts(state) };
-                    return Ok(Progress::Preempted(Preemption::Cancelled, self));
-                }
-            },
-        };
+        if let Some(watch) = self.watch
+            && let Some(result) = self.stay_out(state, watch)
+        {
+            // SAFETY: (1) from `mask_interrupts` above, in the same thread.
+            unsafe { A::restore_interrupts(state) };
+            return result.map(|reason| Some(Stop::Preempted(reason)));
+        }
+        let trap = self.enter(state);
+        if let Some(cancel) = self.sandbox.limits.cancel {
+            cancel.leave();
+        }
         if let Ok(Trap::Interrupt(interrupt)) = trap {
             self.interrupted = true;
             // The host's handler may bring stale translations back.
             self.sandbox.spurious.reset();
             // SAFETY: (1) from the `enter` just above, interrupts masked since; (2) `state` is how the caller's were.
             unsafe { A::forward(interrupt, state) };
-            return Ok(Progress::Suspended(self));
+            return Ok(None);
         }
         // SAFETY: (1) from `mask_interrupts` above, in the same thread.
         unsafe { A::restore_interrupts(state) };
         let reason = match trap? {
             Trap::Returned => {
-                return self.sandbox.collect(&mut self.arguments).map(Progress::Returned);
+                return self.sandbox.collect(&mut self.arguments).map(|value| Some(Stop::Returned(value)));
             }
-            Trap::Again | Trap::Interrupt(_) => return Ok(Progress::Suspended(self)),
+            Trap::Again | Trap::Interrupt(_) => return Ok(None),
             Trap::HostCall(number) => ExitReason::HostCall(number),
             Trap::Fault => match self.explain() {
                 Some(reason) => reason,
-                None => return Ok(Progress::Suspended(self)),
+                None => return Ok(None),
             },
         };
-        Ok(Progress::Exited(Exit { reason, at: A::program_counter(&self.sandbox.registers) }))
+        Ok(Some(Stop::Exited(Exit { reason, at: A::program_counter(&self.sandbox.registers) })))
     }
 
     /// Why the call should not go on, if anybody wants it stopped. Every interrupt that was accepted has been handled.
+    #[cold]
     fn asked_to_stop(&mut self) -> Option<Preemption> {
         let host = self.sandbox.hal.host();
-        if let Some(deadline) = self.deadline
+        if let Some(Watch { deadline: Some(deadline) }) = self.watch
             && host.now().is_none_or(|now| now >= deadline)
         {
-            self.deadline = None;
+            self.watch = Watch::unlimited(self.sandbox.limits.cancel.is_some());
             return Some(Preemption::Deadline);
         }
         if core::mem::take(&mut self.interrupted) && host.should_yield() {
@@ -138,26 +170,27 @@ impl<'r, 'a, H: Host, A: Arch, T: Arguments, R: FromBytes + 'static> Run<'r, 'a,
         None
     }
 
-    /// Enters unless the call was cancelled, with a timer for its deadline.
+    /// The last look before an entry, with interrupts masked: whether there must be none. Sets the timer for its deadline.
     #[cold]
-    fn enter_limited(&mut self, state: A::InterruptState) -> Result<Option<Trap<A::Interrupt>>, Error> {
+    fn stay_out(&mut self, state: A::InterruptState, watch: Watch) -> Option<Result<Preemption, Error>> {
         if !A::accepts_interrupts(state) {
-            return Err(Error::InterruptsMasked);
+            return Some(Err(Error::InterruptsMasked));
         }
         let host = self.sandbox.hal.host();
-        if let Some(deadline) = self.deadline {
+        if let Some(deadline) = watch.deadline {
             host.arm_timer(deadline);
         }
-        let Some(cancel) = self.sandbox.limits.cancel else {
-            return self.enter(state).map(Some);
-        };
-        let trap = if cancel.enter(host.cpu_index()) { self.enter(state).map(Some) } else { Ok(None) };
-        cancel.leave();
-        trap
+        match self.sandbox.limits.cancel {
+            Some(cancel) if !cancel.enter(host.cpu_index()) => {
+                cancel.leave();
+                Some(Ok(Preemption::Cancelled))
+            }
+            _ => None,
+        }
     }
 
     /// How the call ends if it doesn't go on.
-    pub(crate) fn give_up(self, reason: Preemption) -> Exit {
+    pub(crate) fn give_up(&self, reason: Preemption) -> Exit {
         Exit { reason: ExitReason::Preempted(reason), at: A::program_counter(&self.sandbox.registers) }
     }
 

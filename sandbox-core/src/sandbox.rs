@@ -15,7 +15,7 @@ use crate::hal::Hal;
 use crate::host::Host;
 use crate::limits::Limits;
 use crate::permissions::Permissions;
-use crate::run::{Progress, Run};
+use crate::run::{Run, Stop};
 use crate::spurious::Spurious;
 use crate::view::View;
 use crate::window::{Placement, Window};
@@ -241,13 +241,10 @@ impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
         R: FromBytes + 'static,
     {
         let mut run = self.start(function, arguments)?;
-        loop {
-            match run.step()? {
-                Progress::Suspended(next) => run = next,
-                Progress::Returned(value) => return Ok(value),
-                Progress::Exited(exit) => return Err(exit.into()),
-                Progress::Preempted(reason, run) => return Err(run.give_up(reason).into()),
-            }
+        match run.finish()? {
+            Stop::Returned(value) => Ok(value),
+            Stop::Exited(exit) => Err(exit.into()),
+            Stop::Preempted(reason) => Err(run.give_up(reason).into()),
         }
     }
 
@@ -263,7 +260,7 @@ impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
         R: FromBytes + 'static,
     {
         let _ = function;
-        let deadline = self.limits.begin(self.hal)?;
+        let watch = self.limits.begin(self.hal)?;
         match self.reserve(&mut arguments) {
             Err(Error::WindowFull { .. }) => {
                 self.window.clear(self.hal, &mut self.view);
@@ -277,7 +274,7 @@ impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
         let start = Start { function: VirtAddr(entry as *const () as u64), argument: block, stack: block };
         self.hal.arch.prepare(&mut self.registers, start);
         self.spurious.reset();
-        Ok(Run::new(self, arguments, deadline))
+        Ok(Run::new(self, arguments, watch))
     }
 
     fn reserve<T: Arguments>(&mut self, arguments: &mut T) -> Result<(), Error> {

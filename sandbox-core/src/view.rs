@@ -24,6 +24,7 @@ pub(crate) struct View<F: Format> {
     gate_roots: [u64; MAX_ROOTS],
 }
 
+#[inline]
 fn addresses(roots: &[Option<Frame>; MAX_ROOTS], empty: Frame) -> [u64; MAX_ROOTS] {
     roots.map(|root| root.unwrap_or(empty).start())
 }
