@@ -30,6 +30,7 @@ extern crate alloc;
 pub mod console;
 pub mod exit;
 pub mod files;
+pub mod fixup;
 pub mod fw_cfg;
 pub mod gate;
 pub mod heap;

@@ -3,19 +3,33 @@
 use super::exit;
 use super::vectors::Registers;
 use crate::console::print_unlocked;
+use crate::fixup;
 use core::fmt::{self, Display, Formatter};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 /// Set once a report has begun; an exception during a report ends the machine without words.
 static REPORTING: AtomicBool = AtomicBool::new(false);
 
-/// Prints the registers and ends the machine with the failing status. The vectors call this.
-pub(super) extern "C" fn report(registers: &Registers, vector: u64) -> ! {
+/// The vector of synchronous exceptions of the kernel's.
+const SYNCHRONOUS: u64 = 4;
+
+/// Prints the registers and ends the machine with the failing status. Returns, with another place to go on in `registers`, if
+/// the instruction was one that may be refused. The vectors call this.
+pub(super) extern "C" fn report(registers: &mut Registers, vector: u64) {
+    if vector == SYNCHRONOUS && is_refusal(registers.esr) && let Some(next) = fixup::find(registers.elr) {
+        registers.elr = next;
+        return;
+    }
     if !REPORTING.swap(true, Ordering::Relaxed) {
         // Whoever holds the console's lock was interrupted and won't run again.
         print_unlocked(format_args!("{}", Report { registers, vector }));
     }
     exit::exit(false)
+}
+
+/// Whether a syndrome is of an instruction that is undefined or trapped (Arm ARM, ESR_EL1, field EC).
+fn is_refusal(esr: u64) -> bool {
+    matches!(esr >> 26 & 0x3f, 0x00 | 0x07 | 0x09 | 0x18 | 0x19 | 0x1d)
 }
 
 /// The names of the four kinds and the four sources, in the order of the vectors.

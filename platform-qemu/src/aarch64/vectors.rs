@@ -4,6 +4,7 @@
 //! Rust and go back; an interrupt may therefore nest once a handler unmasks. Everything else is an
 //! error of the kernel: the registers are reported and the machine ends with the failing status.
 //! That path runs on a stack of its own, because the exception may be the overflow of the kernel's.
+//! It goes back only after an instruction that may be refused (see [`crate::fixup`]).
 
 use super::{interrupts, report};
 use aarch64_cpu::registers::{VBAR_EL1, Writeable};
@@ -48,7 +49,8 @@ struct ReportArea {
 // The vectors add the offset in one instruction, which takes a multiple of 4096.
 const _: () = assert!(offset_of!(ReportArea, registers).is_multiple_of(4096));
 
-/// Written by the vectors only. Nothing returns from the fatal path, so it is used once.
+/// Written by the vectors only. No exception is expected in the fatal path, so it is used once at a
+/// time.
 static mut REPORT_AREA: ReportArea = ReportArea {
     stack: [0; REPORT_STACK_SIZE],
     registers: Registers { general: [0; 31], sp: 0, elr: 0, spsr: 0, esr: 0, far: 0 },
@@ -59,7 +61,8 @@ static mut REPORT_AREA: ReportArea = ReportArea {
 // SPSR_EL1 are written, whatever the handler did.
 //
 // `fatal`: any state of the kernel, SP included. x0 survives in TPIDR_EL1, whose value is lost;
-// after `fatal`, x0 is the address of the saved registers and x1 the number of the vector.
+// after `fatal`, x0 is the address of the saved registers and x1 the number of the vector. If the
+// report returns, so does the exception, to the saved registers as the report left them.
 global_asm!(
     ".macro __save_pair first, second",
     "stp x\\first, x\\second, [sp, #{general} + {size} * \\first]",
@@ -178,12 +181,41 @@ global_asm!(
     "mov sp, x0",
     "mov x29, xzr",
     "bl {report}",
-    "brk #0",
+    "adrp x0, {area}",
+    "add x0, x0, #:lo12:{area}",
+    "add x0, x0, #{registers}",
+    "ldr x1, [x0, #{sp}]",
+    "mov sp, x1",
+    "ldr x1, [x0, #{elr}]",
+    "ldr x2, [x0, #{spsr}]",
+    "msr elr_el1, x1",
+    "msr spsr_el1, x2",
+    ".macro __back_pair first, second",
+    "ldp x\\first, x\\second, [x0, #{saved} + {size} * \\first]",
+    ".endm",
+    "__back_pair 29, 30",
+    "__back_pair 27, 28",
+    "__back_pair 25, 26",
+    "__back_pair 23, 24",
+    "__back_pair 21, 22",
+    "__back_pair 19, 20",
+    "__back_pair 17, 18",
+    "__back_pair 15, 16",
+    "__back_pair 13, 14",
+    "__back_pair 11, 12",
+    "__back_pair 9, 10",
+    "__back_pair 7, 8",
+    "__back_pair 5, 6",
+    "__back_pair 3, 4",
+    "__back_pair 1, 2",
+    "ldr x0, [x0, #{saved}]",
+    "eret",
     ".popsection",
 
     ".purgem __save_pair",
     ".purgem __load_pair",
     ".purgem __keep_pair",
+    ".purgem __back_pair",
     ".purgem __interrupt",
     ".purgem __fatal",
     slot = const 0x80,

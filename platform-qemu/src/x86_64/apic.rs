@@ -12,6 +12,9 @@ const SIZE: u64 = 0x1000;
 
 const ID: u64 = 0x20;
 const TASK_PRIORITY: u64 = 0x80;
+const PROCESSOR_PRIORITY: u64 = 0xa0;
+const LOGICAL_DESTINATION: u64 = 0xd0;
+const DESTINATION_FORMAT: u64 = 0xe0;
 const END_OF_INTERRUPT: u64 = 0xb0;
 const SPURIOUS_VECTOR: u64 = 0xf0;
 const IN_SERVICE: u64 = 0x100;
@@ -87,6 +90,27 @@ pub(super) fn timer_steps() -> u32 {
 pub(super) fn stop_timer() {
     write(TIMER, MASKED);
     write(INITIAL_COUNT, 0);
+}
+
+/// What of this CPU's APIC stays the same while nobody sets it up differently: for a thread with interrupts masked, nothing is in
+/// service.
+pub fn settings() -> impl Iterator<Item = (&'static str, u64)> {
+    let in_service = (0..8).map(|word| ("local APIC, in service", IN_SERVICE + word * 0x10));
+    [
+        ("local APIC, task priority", TASK_PRIORITY),
+        ("local APIC, processor priority", PROCESSOR_PRIORITY),
+        ("local APIC, logical destination", LOGICAL_DESTINATION),
+        ("local APIC, destination format", DESTINATION_FORMAT),
+        ("local APIC, spurious vector", SPURIOUS_VECTOR),
+        ("local APIC, timer", TIMER),
+        ("local APIC, LINT0", LINT0),
+        ("local APIC, LINT1", LINT1),
+        ("local APIC, initial count", INITIAL_COUNT),
+        ("local APIC, divider", DIVIDE),
+    ]
+    .into_iter()
+    .chain(in_service)
+    .map(|(name, offset)| (name, read(offset).into()))
 }
 
 /// Sends this CPU an interrupt, as a device would.

@@ -5,12 +5,14 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use x86_64::registers::control::{Cr2, Cr3};
 
 use super::{apic, entry::Frame};
-use crate::{console::print_unlocked, exit, interrupts};
+use crate::{console::print_unlocked, exit, fixup, interrupts};
 
 /// Vectors below this one are the processor's exceptions.
 pub(super) const EXCEPTIONS: u64 = 32;
 pub(super) const NMI: u64 = 2;
 pub(super) const DOUBLE_FAULT: u64 = 8;
+const INVALID_OPCODE: u64 = 6;
+const GENERAL_PROTECTION: u64 = 13;
 
 static REPORTING: AtomicBool = AtomicBool::new(false);
 static NMIS: AtomicU64 = AtomicU64::new(0);
@@ -27,6 +29,7 @@ pub(super) extern "C" fn on_interrupt(frame: &mut Frame) {
         NMI => {
             NMIS.fetch_add(1, Ordering::Relaxed);
         }
+        INVALID_OPCODE | GENERAL_PROTECTION if let Some(next) = fixup::find(frame.rip) => frame.rip = next,
         ..EXCEPTIONS => report(frame),
         // Not in service, so nothing to acknowledge.
         apic::SPURIOUS => {}

@@ -52,4 +52,21 @@ pub trait Kernel: Sync {
     /// Runs `work` while a page of a process is mapped in the lower half of the address space, readable and writable for
     /// unprivileged code, and executable too if the machine lets it. `work` gets its address.
     fn with_process_page(&self, work: &mut dyn FnMut(VirtAddr)) -> Result<(), &'static str>;
+
+    /// Lets instructions be refused: the kernel's handler of undefined-instruction and general-protection exceptions (on AArch64
+    /// those of trapped instructions too) of its own privileged code asks `fixup(pc)` where to go on, with all registers as they
+    /// were; `None` means what it did before. It may lose the value of TPIDR_EL1 over such an exception. The error says why the
+    /// kernel can't.
+    fn set_fixup(&self, fixup: fn(u64) -> Option<u64>) -> Result<(), &'static str>;
+
+    /// Shows what else of this CPU's state must be the same before and after each case, by name: what the interrupt controller
+    /// has in service, and how it is set up. Always the same names in the same order. Called with interrupts masked.
+    fn inspect(&self, look: &mut dyn FnMut(&'static str, u64)) {
+        let _ = look;
+    }
+
+    /// Protections (as `audit-list` names them) that this kernel leaves off although the CPU has them.
+    fn leaves_off(&self) -> &'static [&'static str] {
+        &[]
+    }
 }

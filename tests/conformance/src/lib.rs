@@ -17,6 +17,7 @@ extern crate alloc;
 #[macro_use]
 mod verdict;
 
+pub mod audit;
 mod host;
 mod kernel;
 mod limits;

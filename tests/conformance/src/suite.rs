@@ -1,11 +1,13 @@
 //! Running the cases and telling what became of them.
 
 use alloc::boxed::Box;
-use core::fmt;
+use alloc::string::String;
+use core::fmt::{self, Write};
 
 use sandbox_mode::walk::walk;
 use sandbox_mode::{Arch, Config, Error, Frame, Hal, Host, Page, PageRange, VirtAddr};
 
+use crate::audit::{self, Auditor, Snapshot};
 use crate::host::{self, SuiteHost};
 use crate::kernel::Kernel;
 use crate::verdict::{Outcome, Verdict};
@@ -44,21 +46,25 @@ const FILES: &[(&str, &[Case])] = &[
     ("frames", frames::CASES),
     ("exhaustion", exhaustion::CASES),
     ("state", state::CASES),
+    ("hardening", audit::hardening::CASES),
+    
+    
 ];
 
 /// What a case works with.
 pub(crate) struct Suite {
     pub(crate) kernel: &'static dyn Kernel,
     pub(crate) hal: &'static Hal<SuiteHost>,
+    pub(crate) auditor: Auditor,
     verbose: bool,
 }
 
 impl Suite {
-    fn start(kernel: &'static dyn Kernel, verbose: bool) -> Result<Self, Error> {
+    fn start(kernel: &'static dyn Kernel, auditor: Auditor, verbose: bool) -> Result<Self, Error> {
         let hal: &'static Hal<SuiteHost> = Box::leak(Box::new(Hal::new(SuiteHost::new(kernel))?));
         // SAFETY: (1) to (3): `run` is called once, and the kernel promises that its only CPU is started with what it says.
         unsafe { hal.start_cpu(kernel.cpu_config()) }?;
-        Ok(Suite { kernel, hal, verbose })
+        Ok(Suite { kernel, hal, auditor, verbose })
     }
 
     /// A fresh sandbox.
@@ -100,11 +106,27 @@ impl Suite {
         }
     }
 
+    /// Nothing of the CPU's state differs from what it was.
+    pub(crate) fn unchanged_since(&self, before: &Snapshot, what: fmt::Arguments<'_>) -> Outcome {
+        let mut text = String::new();
+        for difference in before.differences(&self.auditor.look()) {
+            // A string takes everything.
+            let _ = write!(text, "; {difference}");
+        }
+        expect!(text.is_empty(), "after {what}{text}");
+        Ok(())
+    }
+
     /// Runs a case and checks what must hold after each.
     fn run(&self, case: &Case) -> Outcome {
         let frames = self.kernel.free_frames();
         host::take_unclean();
-        (case.run)(self)?;
+        let before = self.auditor.look();
+        let outcome = (case.run)(self);
+        if !matches!(outcome, Err(Verdict::Failed(_))) {
+            self.unchanged_since(&before, format_args!("the case"))?;
+        }
+        outcome?;
         expect!(self.kernel.interrupts_enabled(), "interrupts are off afterwards");
         expect_eq!(host::take_unclean(), 0, "frames that came back with something in them");
         expect_eq!(self.kernel.free_frames(), frames, "free frames afterwards");
@@ -115,11 +137,22 @@ impl Suite {
 /// Runs the suite and prints its result; whether nothing failed. To be called once, since it makes the machine's HAL.
 ///
 /// `arguments` are words: `verbose` prints a line for each case, `only=TEXT` runs the cases whose name (`file::case`)
-/// contains the text. The last line is `N passed, N failed, N skipped`.
+/// contains the text, `audit-list` prints first what the auditor looks away from, and why. The last line is
+/// `N passed, N failed, N skipped`.
 pub fn run(kernel: &'static dyn Kernel, arguments: &str) -> bool {
     let verbose = arguments.split_whitespace().any(|word| word == "verbose");
     let only = arguments.split_whitespace().find_map(|word| word.strip_prefix("only="));
-    let suite = match Suite::start(kernel, verbose) {
+    let auditor = match Auditor::new(kernel) {
+        Ok(auditor) => auditor,
+        Err(why) => {
+            kernel.print(format_args!("nothing can be audited: {why}\n0 passed, 1 failed, 0 skipped\n"));
+            return false;
+        }
+    };
+    if arguments.split_whitespace().any(|word| word == "audit-list") {
+        list(kernel, &auditor);
+    }
+    let suite = match Suite::start(kernel, auditor, verbose) {
         Ok(suite) => suite,
         Err(error) => {
             kernel.print(format_args!("the HAL does not start: {error}\n0 passed, 1 failed, 0 skipped\n"));
@@ -153,6 +186,22 @@ pub fn run(kernel: &'static dyn Kernel, arguments: &str) -> bool {
     }
     kernel.print(format_args!("{passed} passed, {failed} failed, {skipped} skipped\n"));
     failed == 0
+}
+
+/// Prints what the auditor looks away from, which protections it knows, and how much it looks at.
+fn list(kernel: &dyn Kernel, auditor: &Auditor) {
+    for ignored in audit::ignored() {
+        kernel.print(format_args!("ignored: {ignored}\n"));
+    }
+    for (name, available, on) in audit::protections() {
+        let state = match (available, on) {
+            (_, true) => "on",
+            (true, false) => "off",
+            (false, false) => "not there",
+        };
+        kernel.print(format_args!("protection: {name}, {state}\n"));
+    }
+    kernel.print(format_args!("{} words are looked at\n", auditor.look().len()));
 }
 
 struct Name {

@@ -89,6 +89,8 @@ const PMUSERENR_OPEN: u64 = 0b1111;
 /// MDSCR_EL1: MDE set, TDCC clear.
 const MDSCR_MDE: u64 = 1 << 15;
 const MDSCR_TDCC: u64 = 1 << 12;
+/// OSLSR_EL1: debug exceptions are locked off, which is how a CPU comes out of reset.
+const OSLSR_LOCKED: u64 = 1 << 1;
 /// DBGBCR0_EL1: enabled, at EL0, for all bytes of an instruction.
 const BREAKPOINT: u64 = 1 | 0b10 << 1 | 0b1111 << 5;
 
@@ -99,6 +101,7 @@ pub(crate) fn with_unusual_state(work: &mut dyn FnMut()) {
     let thread = (read!("sp_el0"), read!("tpidr_el0"), read!("tpidrro_el0"));
     let control =
         (read!("sctlr_el1"), read!("cpacr_el1"), read!("cntkctl_el1"), read!("pmuserenr_el0"), read!("mdscr_el1"));
+    let debug_lock = read!("oslsr_el1") & OSLSR_LOCKED;
     let vectors = CPACR_FP | if has_sve() { CPACR_SVE } else { 0 };
     // SAFETY: nothing in the kernel uses these: no thread locals, no code at EL0 but sandboxes, no floating point, no debugger.
     // All are put back below.
@@ -124,6 +127,7 @@ pub(crate) fn with_unusual_state(work: &mut dyn FnMut()) {
         write!("mdscr_el1", control.4);
         write!("dbgbcr0_el1", 0u64);
         write!("dbgbvr0_el1", 0u64);
+        write!("oslar_el1", u64::from(debug_lock != 0));
         write!("pmuserenr_el0", control.3);
         write!("cntkctl_el1", control.2);
         write!("cpacr_el1", control.1);

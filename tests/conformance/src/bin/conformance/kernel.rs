@@ -73,4 +73,13 @@ impl Kernel for QemuKernel {
     fn with_process_page(&self, work: &mut dyn FnMut(VirtAddr)) -> Result<(), &'static str> {
         machine::with_process_page(work)
     }
+
+    fn set_fixup(&self, fixup: fn(u64) -> Option<u64>) -> Result<(), &'static str> {
+        platform_qemu::fixup::set(fixup);
+        Ok(())
+    }
+
+    fn inspect(&self, look: &mut dyn FnMut(&'static str, u64)) {
+        machine::inspect(look);
+    }
 }

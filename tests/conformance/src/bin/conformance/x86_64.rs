@@ -63,6 +63,10 @@ pub(crate) fn raise(line: Line) -> Result<(), &'static str> {
     Ok(())
 }
 
+pub(crate) fn inspect(look: &mut dyn FnMut(&'static str, u64)) {
+    apic::settings().for_each(|(name, value)| look(name, value));
+}
+
 pub(crate) fn nmi_count() -> u64 {
     exceptions::nmi_count()
 }
