@@ -16,7 +16,10 @@ const SYNCHRONOUS: u64 = 4;
 /// Prints the registers and ends the machine with the failing status. Returns, with another place to go on in `registers`, if
 /// the instruction was one that may be refused. The vectors call this.
 pub(super) extern "C" fn report(registers: &mut Registers, vector: u64) {
-    if vector == SYNCHRONOUS && is_refusal(registers.esr) && let Some(next) = fixup::find(registers.elr) {
+    if vector == SYNCHRONOUS
+        && is_refusal(registers.esr)
+        && let Some(next) = fixup::find(registers.elr)
+    {
         registers.elr = next;
         return;
     }

@@ -46,7 +46,7 @@ fn general_registers_are_clear_at_entry(suite: &Suite) -> Outcome {
 
 /// What a register may hold where a sandboxed function begins: something small, or an address of the sandbox's own memory, or
 /// of the image that it can read anyway.
-fn is_harmless(suite: &Suite, value: u64) -> bool {
+pub(crate) fn is_harmless(suite: &Suite, value: u64) -> bool {
     let page = sandbox_mode::VirtAddr(value).page();
     let image = suite.hal.host().image();
     let gate = Backend::gate_text();
@@ -70,7 +70,7 @@ fn dump_is_harmless(suite: &Suite) -> Outcome {
 }
 
 /// Runs `work` with patterns in all registers; how many of those that must be kept were not.
-fn with_patterns(work: &mut dyn FnMut()) -> u64 {
+pub(crate) fn with_patterns(work: &mut dyn FnMut()) -> u64 {
     unsafe extern "C" fn call(work: *mut ()) {
         // SAFETY: `work` is the pointer below, which is used once at a time.
         unsafe { (*work.cast::<&mut dyn FnMut()>())() }

@@ -47,8 +47,8 @@ const FILES: &[(&str, &[Case])] = &[
     ("exhaustion", exhaustion::CASES),
     ("state", state::CASES),
     ("hardening", audit::hardening::CASES),
-    
-    
+    ("poison", audit::poison::CASES),
+    ("leaks", audit::leaks::CASES),
 ];
 
 /// What a case works with.

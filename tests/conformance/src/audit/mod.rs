@@ -15,8 +15,8 @@ use sandbox_mode::{Arch, Backend};
 use crate::kernel::Kernel;
 
 pub(crate) mod hardening;
-
-
+pub(crate) mod leaks;
+pub(crate) mod poison;
 
 cfg_if::cfg_if! {
     if #[cfg(target_arch = "x86_64")] {
@@ -151,9 +151,11 @@ impl Snapshot {
             before: Some(before),
             after: after.find(register),
         });
-        let new = after.words.iter().filter(|(register, _)| self.find(*register).is_none()).map(|&(register, value)| {
-            Difference { register, before: None, after: Some(value) }
-        });
+        let new = after
+            .words
+            .iter()
+            .filter(|(register, _)| self.find(*register).is_none())
+            .map(|&(register, value)| Difference { register, before: None, after: Some(value) });
         gone.chain(new).filter(differs).collect()
     }
 }

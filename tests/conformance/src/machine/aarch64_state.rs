@@ -138,6 +138,22 @@ pub(crate) fn with_unusual_state(work: &mut dyn FnMut()) {
     }
 }
 
+/// Puts `value` into v0 to v31. Called in [`with_unusual_state`], where they can be used.
+pub(crate) fn fill_vectors(value: u64) {
+    // SAFETY: the kernel itself uses none of them.
+    unsafe {
+        asm!(
+            ".set suite_vector, 0",
+            ".rept 32",
+            ".inst 0x4e080c00 | suite_vector", // dup vN.2d, x0
+            ".set suite_vector, suite_vector + 1",
+            ".endr",
+            in("x0") value,
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+}
+
 /// Sets the flags, the stack pointer and the thread pointer, then returns to the host on the spot.
 #[unsafe(naked)]
 extern "C" fn spoil_and_return() {

@@ -7,20 +7,24 @@
 cfg_if::cfg_if! {
     if #[cfg(target_arch = "x86_64")] {
         mod x86_64;
+        mod x86_64_poison;
         mod x86_64_instructions;
         mod x86_64_resistance;
         mod x86_64_state;
         pub(crate) use x86_64::*;
         pub(crate) use x86_64_instructions::*;
+        pub(crate) use x86_64_poison::*;
         pub(crate) use x86_64_resistance::*;
         pub(crate) use x86_64_state::*;
     } else if #[cfg(target_arch = "aarch64")] {
         mod aarch64;
+        mod aarch64_poison;
         mod aarch64_instructions;
         mod aarch64_resistance;
         mod aarch64_state;
         pub(crate) use aarch64::*;
         pub(crate) use aarch64_instructions::*;
+        pub(crate) use aarch64_poison::*;
         pub(crate) use aarch64_resistance::*;
         pub(crate) use aarch64_state::*;
     } else {
@@ -42,6 +46,22 @@ impl Spoiler {
     fn new(what: &'static str, returns: bool, code: extern "C" fn()) -> Self {
         Spoiler { what, code, returns }
     }
+}
+
+/// A function that sets all that unprivileged code can set, then leaves. It takes a word of features that it may use.
+pub(crate) struct Poisoner {
+    pub(crate) what: &'static str,
+    pub(crate) code: extern "C" fn(),
+    pub(crate) end: End,
+}
+
+/// How a function ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum End {
+    Returns,
+    Exits(ExitReason),
+    /// It stays where it is until something from outside comes.
+    Spins,
 }
 
 /// An instruction (or a few) that must end a sandbox.

@@ -151,6 +151,24 @@ pub(crate) fn with_unusual_state(work: &mut dyn FnMut()) {
     }
 }
 
+/// Puts `value` into xmm0 to xmm15. Called in [`with_unusual_state`], where floating point works.
+pub(crate) fn fill_vectors(value: u64) {
+    if !Cr4::read().contains(Cr4Flags::OSFXSR) {
+        return;
+    }
+    // SAFETY: the kernel itself uses none of them.
+    unsafe {
+        asm!(
+            ".irp number, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+            "movq xmm\\number, {value}",
+            "pshufd xmm\\number, xmm\\number, 0x44",
+            ".endr",
+            value = in(reg) value,
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+}
+
 /// Sets every flag and segment register that unprivileged code can set, then returns to the host on the spot.
 #[unsafe(naked)]
 extern "C" fn spoil_and_return() {

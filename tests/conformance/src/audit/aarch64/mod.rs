@@ -39,7 +39,12 @@ pub(super) const IGNORED: &[Ignored] = &[
     ignored(encoding(3, 3, 14, 2, 0), "CNTP_TVAL_EL0", u64::MAX, COUNTS),
     ignored(encoding(3, 3, 14, 3, 0), "CNTV_TVAL_EL0", u64::MAX, COUNTS),
     ignored(encoding(3, 3, 14, 3, 1), "CNTV_CTL_EL0.ISTATUS", 1 << 2, PENDING),
-    ignored(encoding(3, 3, 14, 3, 2), "CNTV_CVAL_EL0", u64::MAX, "when the next tick is due: the tick's handler changes it"),
+    ignored(
+        encoding(3, 3, 14, 3, 2),
+        "CNTV_CVAL_EL0",
+        u64::MAX,
+        "when the next tick is due: the tick's handler changes it",
+    ),
     ignored(encoding(3, 3, 9, 13, 0), "PMCCNTR_EL0", u64::MAX, COUNTS),
     ignored(encoding(3, 0, 12, 1, 0), "ISR_EL1", u64::MAX, PENDING),
     ignored(encoding(3, 0, 12, 8, 2), "ICC_HPPIR0_EL1", u64::MAX, PENDING),

@@ -90,9 +90,9 @@ global_asm!(
     ".inst 0xe5800020 | ((audit_vector >> 3) << 16) | ((audit_vector & 7) << 10) | audit_vector",
     ".set audit_vector, audit_vector + 1",
     ".endr",
-    ".inst 0x2519f000",                             // rdffr p0.b
-    ".inst 0xe5800020 | (2 << 16)",                 // str p0, [x1, #16, mul vl]
-    ".inst 0x85800020",                             // ldr p0, [x1]
+    ".inst 0x2519f000",             // rdffr p0.b
+    ".inst 0xe5800020 | (2 << 16)", // str p0, [x1, #16, mul vl]
+    ".inst 0x85800020",             // ldr p0, [x1]
     "ret",
     ".popsection",
 );

@@ -42,12 +42,7 @@ pub(super) const IGNORED: &[Ignored] = &[
         bits: u64::MAX,
         reason: "null after any exception of ring 3, as the CPU leaves it in every kernel (SDM 3, section 7.14.4); unused in ring 0",
     },
-    Ignored {
-        register: Register::of(MSR, 0x10),
-        name: "IA32_TIME_STAMP_COUNTER",
-        bits: u64::MAX,
-        reason: "counts",
-    },
+    Ignored { register: Register::of(MSR, 0x10), name: "IA32_TIME_STAMP_COUNTER", bits: u64::MAX, reason: "counts" },
 ];
 
 /// What is not read.
