@@ -35,9 +35,7 @@ fn privileged_ones_end_the_sandbox(suite: &Suite) -> Outcome {
 }
 
 fn privileged_ones_end_the_sandbox_where_the_host_allows_more(suite: &Suite) -> Outcome {
-    let mut outcome = Ok(());
-    machine::with_unusual_state(&mut || outcome = privileged_ones_end_the_sandbox(suite));
-    outcome
+    suite.with_unusual_state(&mut || privileged_ones_end_the_sandbox(suite))
 }
 
 fn system_calls_end_the_sandbox(suite: &Suite) -> Outcome {
@@ -86,9 +84,7 @@ fn floating_point_ends_the_sandbox(suite: &Suite) -> Outcome {
 }
 
 fn floating_point_ends_the_sandbox_where_the_host_uses_it(suite: &Suite) -> Outcome {
-    let mut outcome = Ok(());
-    machine::with_unusual_state(&mut || outcome = floating_point_ends_the_sandbox(suite));
-    outcome
+    suite.with_unusual_state(&mut || floating_point_ends_the_sandbox(suite))
 }
 
 fn a_panic_ends_the_sandbox(suite: &Suite) -> Outcome {

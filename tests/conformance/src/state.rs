@@ -1,13 +1,10 @@
 //! The CPU's state: what a sandbox finds, and what it leaves.
 
-use alloc::string::String;
-use core::fmt::Write;
-
 use sandbox_mode::{Arch, Backend, CallError, ExitReason, FaultKind, Host, Progress, Val};
 
 use crate::host::raise_at_entry;
 use crate::kernel::Line;
-use crate::machine::{self, Registers, Snapshot};
+use crate::machine::{self, Registers};
 use crate::probe::{self, code_of, exit_of, run_with, works};
 use crate::suite::{Sandbox, Suite, cases};
 use crate::verdict::{Outcome, skip};
@@ -89,15 +86,11 @@ fn other_registers_are_clear_in_a_sandbox(suite: &Suite) -> Outcome {
 }
 
 fn other_registers_are_clear_where_the_host_uses_them(suite: &Suite) -> Outcome {
-    let mut outcome = Ok(());
-    machine::with_unusual_state(&mut || outcome = other_registers_are_clear_in_a_sandbox(suite));
-    outcome
+    suite.with_unusual_state(&mut || other_registers_are_clear_in_a_sandbox(suite))
 }
 
 fn the_thread_base_is_not_the_hosts(suite: &Suite) -> Outcome {
-    let mut outcome = Ok(());
-    machine::with_unusual_state(&mut || outcome = uses_thread_base(suite));
-    outcome
+    suite.with_unusual_state(&mut || uses_thread_base(suite))
 }
 
 fn uses_thread_base(suite: &Suite) -> Outcome {
@@ -106,28 +99,14 @@ fn uses_thread_base(suite: &Suite) -> Outcome {
     Ok(())
 }
 
-/// Nothing differs.
-fn same(before: &Snapshot, after: &Snapshot, what: &str) -> Outcome {
-    let mut differences = String::new();
-    for ((name, before), (_, after)) in before.iter().zip(after) {
-        if before != after {
-            // A string takes everything.
-            let _ = write!(differences, " {name} {before:#x} became {after:#x}");
-        }
-    }
-    expect!(differences.is_empty(), "after {what}:{differences}");
-    Ok(())
-}
-
 /// Calls everything that changes the CPU's state and looks at it afterwards.
 fn spoil(suite: &Suite) -> Outcome {
     let mut sandbox = suite.sandbox()?;
     works(&mut sandbox)?;
     for machine::Spoiler { what, code, returns } in machine::spoilers() {
-        let before = machine::snapshot();
+        let before = suite.auditor.look();
         let result: Result<u64, CallError> = sandbox.call(run_with, (Val(code_of(code)), Val(0u64)));
-        let after = machine::snapshot();
-        same(&before, &after, what)?;
+        suite.unchanged_since(&before, format_args!("{what}"))?;
         match result {
             Ok(_) if returns => {}
             Err(CallError::Exit(exit)) if !returns && exit.reason == ExitReason::IllegalInstruction => {}
@@ -143,9 +122,7 @@ fn what_a_sandbox_changes_stays_there(suite: &Suite) -> Outcome {
 }
 
 fn what_a_sandbox_changes_stays_there_where_the_host_uses_it(suite: &Suite) -> Outcome {
-    let mut outcome = Ok(());
-    machine::with_unusual_state(&mut || outcome = spoil(suite));
-    outcome
+    suite.with_unusual_state(&mut || spoil(suite))
 }
 
 fn what_a_sandbox_changes_stays_there_with_interrupts_masked(suite: &Suite) -> Outcome {
@@ -160,15 +137,12 @@ fn what_a_sandbox_changes_stays_there_with_interrupts_masked(suite: &Suite) -> O
 fn leaves_state(suite: &Suite, what: &str, work: &mut dyn FnMut(&mut Sandbox<'static>) -> Outcome) -> Outcome {
     let mut sandbox = suite.sandbox()?;
     let mut once = || {
-        let before = machine::snapshot();
-        let outcome = work(&mut sandbox);
-        let after = machine::snapshot();
-        outcome.and_then(|()| same(&before, &after, what))
+        let before = suite.auditor.look();
+        work(&mut sandbox)?;
+        suite.unchanged_since(&before, format_args!("{what}"))
     };
     once()?;
-    let mut outcome = Ok(());
-    machine::with_unusual_state(&mut || outcome = once());
-    outcome
+    suite.with_unusual_state(&mut || once())
 }
 
 fn an_interrupted_run_leaves_the_hosts_state(suite: &Suite) -> Outcome {

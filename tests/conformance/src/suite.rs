@@ -10,6 +10,7 @@ use sandbox_mode::{Arch, Config, Error, Frame, Hal, Host, Page, PageRange, VirtA
 use crate::audit::{self, Auditor, Snapshot};
 use crate::host::{self, SuiteHost};
 use crate::kernel::Kernel;
+use crate::machine;
 use crate::verdict::{Outcome, Verdict};
 use crate::{
     buffers, exhaustion, frames, grants, instructions, interrupts, limits, memory, refusals, stack, state, values,
@@ -117,16 +118,32 @@ impl Suite {
         Ok(())
     }
 
+    /// Does `work` with registers at values that a host might have there; it leaves them so.
+    pub(crate) fn with_unusual_state(&self, work: &mut dyn FnMut() -> Outcome) -> Outcome {
+        let mut outcome = Ok(());
+        machine::with_unusual_state(&mut || {
+            machine::fill_vectors(machine::PATTERN);
+            outcome = self.audited("the work in an unusual state", work);
+            machine::fill_vectors(0);
+        });
+        outcome
+    }
+
+    /// Does `work` and looks for differences, unless it failed anyway.
+    fn audited(&self, what: &str, work: &mut dyn FnMut() -> Outcome) -> Outcome {
+        let before = self.auditor.look();
+        let outcome = work();
+        if !matches!(outcome, Err(Verdict::Failed(_))) {
+            self.unchanged_since(&before, format_args!("{what}"))?;
+        }
+        outcome
+    }
+
     /// Runs a case and checks what must hold after each.
     fn run(&self, case: &Case) -> Outcome {
         let frames = self.kernel.free_frames();
         host::take_unclean();
-        let before = self.auditor.look();
-        let outcome = (case.run)(self);
-        if !matches!(outcome, Err(Verdict::Failed(_))) {
-            self.unchanged_since(&before, format_args!("the case"))?;
-        }
-        outcome?;
+        self.audited("the case", &mut || (case.run)(self))?;
         expect!(self.kernel.interrupts_enabled(), "interrupts are off afterwards");
         expect_eq!(host::take_unclean(), 0, "frames that came back with something in them");
         expect_eq!(self.kernel.free_frames(), frames, "free frames afterwards");

@@ -36,14 +36,13 @@ fn is_of_the_hosts(suite: &Suite, value: u64) -> bool {
 }
 
 /// Runs `work` with patterns everywhere: in the general registers, and in all others that a host may use.
-fn with_patterns_everywhere(work: &mut dyn FnMut() -> Outcome) -> Outcome {
-    let mut outcome = Ok(());
-    machine::with_unusual_state(&mut || {
-        machine::fill_vectors(PATTERN);
-        with_patterns(&mut || outcome = work());
-        machine::fill_vectors(0);
-    });
-    outcome
+fn with_patterns_everywhere(suite: &Suite, work: &mut dyn FnMut() -> Outcome) -> Outcome {
+    suite.with_unusual_state(&mut || {
+        let mut outcome = Ok(());
+        let changed = with_patterns(&mut || outcome = work());
+        expect_eq!(changed, 0, "registers of the host's that changed");
+        outcome
+    })
 }
 
 fn registers_hold_nothing_of_the_hosts_at_the_first_instruction(suite: &Suite) -> Outcome {
@@ -51,7 +50,7 @@ fn registers_hold_nothing_of_the_hosts_at_the_first_instruction(suite: &Suite) -
     let mut sandbox = suite.sandbox()?;
     for _ in 0..3 {
         // What is pending at entry is taken before the first instruction: what the gate saves then is what was there.
-        with_patterns_everywhere(&mut || {
+        with_patterns_everywhere(suite, &mut || {
             raise_at_entry(Line::Ordinary, 1);
             expect!(matches!(sandbox.start(works_alone, ())?.step()?, Progress::Suspended(_)));
             Ok(())
@@ -70,7 +69,7 @@ fn works_alone() -> u64 {
 
 fn registers_hold_nothing_of_the_hosts_in_a_function(suite: &Suite) -> Outcome {
     let mut sandbox = suite.sandbox()?;
-    with_patterns_everywhere(&mut || {
+    with_patterns_everywhere(suite, &mut || {
         let dump = sandbox.call(dump_registers, ())?;
         for (number, value) in dump.general.into_iter().enumerate() {
             expect!(is_harmless(suite, value), "register {number} holds {value:#x}");
@@ -86,7 +85,7 @@ fn dump_registers() -> machine::Dump {
 fn nothing_that_can_be_read_is_the_hosts(suite: &Suite) -> Outcome {
     let reads = machine::reads();
     let mut sandbox = suite.sandbox()?;
-    with_patterns_everywhere(&mut || {
+    with_patterns_everywhere(suite, &mut || {
         let mut readable = 0;
         for &(name, code) in &reads {
             let found: Result<u64, _> = sandbox.call(run_with, (Val(code), Val(0u64)));
@@ -133,13 +132,13 @@ fn the_stack_holds_nothing_of_the_hosts(suite: &Suite) -> Outcome {
     const PAGES: usize = 4;
     let mut sandbox = suite.sandbox_with(Config::default().stack_size(PAGES * PAGE_SIZE))?;
     let mut words = vec![0; WORDS];
-    with_patterns_everywhere(&mut || live(&mut sandbox))?;
+    with_patterns_everywhere(suite, &mut || live(&mut sandbox))?;
     // A guard page, then the stack.
     let stack = suite.window().start().start().0 + PAGE_SIZE as u64;
     let mut used = 0;
     for page in 0..PAGES {
         let start = stack + (page * PAGE_SIZE) as u64;
-        with_patterns_everywhere(&mut || Ok(sandbox.call(copy_words, (Val(start), Out(&mut words[..])))?))?;
+        with_patterns_everywhere(suite, &mut || Ok(sandbox.call(copy_words, (Val(start), Out(&mut words[..])))?))?;
         look(suite, "the stack", &words)?;
         used += words.iter().filter(|&&word| word != 0).count();
     }
@@ -165,7 +164,7 @@ fn buffers_hold_nothing_of_the_hosts(suite: &Suite) -> Outcome {
     for config in [Config::default(), Config::default().placement(sandbox_mode::Placement::Start)] {
         let mut sandbox = suite.sandbox_with(config)?;
         let (mut of_input, mut of_output) = (vec![0; WORDS], vec![0; WORDS]);
-        with_patterns_everywhere(&mut || {
+        with_patterns_everywhere(suite, &mut || {
             live(&mut sandbox)?;
             sandbox.call(copy_page, (In(&input[..]), Out(&mut of_input[..])))?;
             sandbox.call(copy_page_of_output, (Out(&mut output[..]), Out(&mut of_output[..])))?;

@@ -7,6 +7,7 @@
 //! What must hold: a snapshot is taken with interrupts masked, on one CPU, and leaves everything as it was. Two that are compared
 //! are from the same CPU.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -183,35 +184,52 @@ impl fmt::Display for Difference {
     }
 }
 
+/// Where privileged code goes on after an instruction at an address that the CPU refused; `None` if it doesn't.
+pub type Fixup = fn(u64) -> Option<u64>;
+
+/// Shows state by name to the function that it is called with; as [`Kernel::inspect`].
+type Inspect = Box<dyn Fn(&mut dyn FnMut(&'static str, u64)) + Send + Sync>;
+
 /// Takes snapshots.
 pub struct Auditor {
-    kernel: &'static dyn Kernel,
+    inspect: Inspect,
     readable: machine::Readable,
 }
 
 impl Auditor {
-    /// Finds out what can be read on this CPU.
+    /// An auditor for the suite's kernel. Finds out what can be read on this CPU.
     ///
     /// # Errors
     ///
     /// Why the kernel can't let instructions be refused.
     pub fn new(kernel: &'static dyn Kernel) -> Result<Auditor, &'static str> {
-        kernel.set_fixup(machine::fixup)?;
+        Auditor::with(|fixup| kernel.set_fixup(fixup), |look| kernel.inspect(look))
+    }
+
+    /// An auditor for any kernel: `set_fixup` and `inspect` are what [`Kernel::set_fixup`] and [`Kernel::inspect`] say.
+    ///
+    /// # Errors
+    ///
+    /// Why the kernel can't let instructions be refused.
+    pub fn with(
+        set_fixup: impl FnOnce(Fixup) -> Result<(), &'static str>,
+        inspect: impl Fn(&mut dyn FnMut(&'static str, u64)) + Send + Sync + 'static,
+    ) -> Result<Auditor, &'static str> {
+        set_fixup(machine::fixup)?;
         let state = Backend::mask_interrupts();
         let readable = machine::Readable::find();
         // SAFETY: (1) from `mask_interrupts` above, in this thread.
         unsafe { Backend::restore_interrupts(state) };
-        Ok(Auditor { kernel, readable })
+        Ok(Auditor { inspect: Box::new(inspect), readable })
     }
 
     /// The state of this CPU now.
     pub fn look(&self) -> Snapshot {
-        // Room beforehand: no allocation between the registers.
         let mut snapshot = Snapshot { words: Vec::with_capacity(self.readable.words() + KERNELS_WORDS) };
         machine::look_before_masking(&mut snapshot);
         let state = Backend::mask_interrupts();
         self.readable.look(&mut snapshot);
-        self.kernel.inspect(&mut |name, value| snapshot.only(name, value));
+        (self.inspect)(&mut |name, value| snapshot.only(name, value));
         // SAFETY: (1) from `mask_interrupts` above, in this thread.
         unsafe { Backend::restore_interrupts(state) };
         snapshot

@@ -77,7 +77,7 @@ fn spins(
             })?;
         }
         traceless(suite, "a run that is dropped", &mut || {
-            drop(run.take());
+            run = None;
             Ok(())
         })?;
         // It may have been interrupted before it got so far, each time; not in all rounds.
@@ -114,9 +114,7 @@ fn leaves_no_trace(suite: &Suite) -> Outcome {
 }
 
 fn leaves_no_trace_where_the_host_uses_it(suite: &Suite) -> Outcome {
-    let mut outcome = Ok(());
-    machine::with_unusual_state(&mut || outcome = poison(suite, true));
-    outcome
+    suite.with_unusual_state(&mut || poison(suite, true))
 }
 
 fn leaves_no_trace_with_interrupts_masked(suite: &Suite) -> Outcome {

@@ -1,14 +1,11 @@
-//! The host's state around a call on AArch64, and what a sandbox can do to it.
+//! Unusual state of the host's on AArch64, and what a sandbox can do to it.
 
 use alloc::vec::Vec;
 use core::arch::{asm, naked_asm};
 
-use aarch64_cpu::registers::{ID_AA64MMFR1_EL1, ID_AA64PFR0_EL1, Readable};
+use aarch64_cpu::registers::{ID_AA64PFR0_EL1, Readable};
 
 use super::Spoiler;
-
-/// Everything that a call must leave as it was.
-pub(crate) type Snapshot = Vec<(&'static str, u64)>;
 
 macro_rules! read {
     ($name:literal) => {{
@@ -29,51 +26,12 @@ macro_rules! write {
 /// ID_AA64PFR0_EL1.DIT.
 const PFR0_DIT_SHIFT: u32 = 48;
 
-fn has_pan() -> bool {
-    ID_AA64MMFR1_EL1.read(ID_AA64MMFR1_EL1::PAN) != 0
-}
-
 fn has_dit() -> bool {
     ID_AA64PFR0_EL1.get() >> PFR0_DIT_SHIFT & 0b1111 != 0
 }
 
 fn has_sve() -> bool {
     ID_AA64PFR0_EL1.read(ID_AA64PFR0_EL1::SVE) != 0
-}
-
-/// The host's state now.
-pub(crate) fn snapshot() -> Snapshot {
-    let mut all = Vec::from([
-        ("DAIF", read!("daif")),
-        ("CurrentEL", read!("currentel")),
-        ("SPSel", read!("spsel")),
-        ("SP_EL0", read!("sp_el0")),
-        ("TPIDR_EL0", read!("tpidr_el0")),
-        ("TPIDRRO_EL0", read!("tpidrro_el0")),
-        ("TPIDR_EL1", read!("tpidr_el1")),
-        ("TTBR0", read!("ttbr0_el1")),
-        ("TTBR1", read!("ttbr1_el1")),
-        ("VBAR", read!("vbar_el1")),
-        ("TCR", read!("tcr_el1")),
-        ("MAIR", read!("mair_el1")),
-        ("SCTLR", read!("sctlr_el1")),
-        ("CPACR", read!("cpacr_el1")),
-        ("MDSCR", read!("mdscr_el1")),
-        ("CNTKCTL", read!("cntkctl_el1")),
-        ("CNTV_CTL", read!("cntv_ctl_el0") & 1),
-        ("PMUSERENR", read!("pmuserenr_el0")),
-        ("PMCR", read!("pmcr_el0")),
-        ("CONTEXTIDR", read!("contextidr_el1")),
-        ("DBGBCR0", read!("dbgbcr0_el1")),
-        ("DBGBVR0", read!("dbgbvr0_el1")),
-    ]);
-    if has_pan() {
-        all.push(("PAN", read!("s3_0_c4_c2_3")));
-    }
-    if has_dit() {
-        all.push(("DIT", read!("s3_3_c4_c2_5")));
-    }
-    all
 }
 
 const SECRET: u64 = 0x5ec2_8765_4321_0000;
@@ -138,10 +96,12 @@ pub(crate) fn with_unusual_state(work: &mut dyn FnMut()) {
     }
 }
 
-/// Puts `value` into v0 to v31. Called in [`with_unusual_state`], where they can be used.
+/// Puts `value` into v0 to v31.
 pub(crate) fn fill_vectors(value: u64) {
-    // SAFETY: the kernel itself uses none of them.
+    let access = read!("cpacr_el1");
+    // SAFETY: the kernel itself uses none of them, and these instructions alone run with access to them.
     unsafe {
+        write!("cpacr_el1", access | CPACR_FP);
         asm!(
             ".set suite_vector, 0",
             ".rept 32",
@@ -151,6 +111,7 @@ pub(crate) fn fill_vectors(value: u64) {
             in("x0") value,
             options(nomem, nostack, preserves_flags),
         );
+        write!("cpacr_el1", access);
     }
 }
 

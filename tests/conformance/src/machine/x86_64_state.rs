@@ -1,51 +1,15 @@
-//! The host's state around a call on x86-64, and what a sandbox can do to it.
+//! Unusual state of the host's on x86-64, and what a sandbox can do to it.
 
 use alloc::vec::Vec;
 use core::arch::{asm, naked_asm};
 
 use x86_64::VirtAddr;
-use x86_64::instructions::tables::{sgdt, sidt};
-use x86_64::registers::control::{Cr0, Cr0Flags, Cr3, Cr4, Cr4Flags, Efer};
-use x86_64::registers::model_specific::{FsBase, GsBase, KernelGsBase, Msr};
-use x86_64::registers::rflags::{self, RFlags};
-use x86_64::registers::segmentation::{CS, DS, ES, FS, GS, Segment, SegmentSelector};
+use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags};
+use x86_64::registers::model_specific::{FsBase, GsBase, KernelGsBase};
+use x86_64::registers::rflags::RFlags;
+use x86_64::registers::segmentation::{DS, ES, FS, GS, Segment, SegmentSelector};
 
 use super::Spoiler;
-
-/// Everything that a call must leave as it was.
-pub(crate) type Snapshot = Vec<(&'static str, u64)>;
-
-/// Model-specific registers that every CPU in long mode has (SDM 4, table 2-2).
-const MSRS: [(&str, u32); 8] = [
-    ("STAR", 0xc000_0081),
-    ("LSTAR", 0xc000_0082),
-    ("CSTAR", 0xc000_0083),
-    ("SFMASK", 0xc000_0084),
-    ("SYSENTER_CS", 0x174),
-    ("SYSENTER_ESP", 0x175),
-    ("SYSENTER_EIP", 0x176),
-    ("PAT", 0x277),
-];
-
-/// Flags that a call must leave alone: all but the arithmetic ones.
-const FLAGS: RFlags = RFlags::DIRECTION_FLAG
-    .union(RFlags::ALIGNMENT_CHECK)
-    .union(RFlags::TRAP_FLAG)
-    .union(RFlags::INTERRUPT_FLAG)
-    .union(RFlags::NESTED_TASK)
-    .union(RFlags::RESUME_FLAG)
-    .union(RFlags::IOPL_LOW)
-    .union(RFlags::IOPL_HIGH)
-    .union(RFlags::ID);
-
-macro_rules! read {
-    ($instruction:literal) => {{
-        let value: u64;
-        // SAFETY: reads a register, which has no effect.
-        unsafe { asm!($instruction, out(reg) value, options(nomem, nostack, preserves_flags)) };
-        value
-    }};
-}
 
 fn has_pkru() -> bool {
     Cr4::read().contains(Cr4Flags::PROTECTION_KEY_USER)
@@ -55,53 +19,9 @@ fn has_fsgsbase() -> bool {
     Cr4::read().contains(Cr4Flags::FSGSBASE)
 }
 
-fn pkru() -> u64 {
-    let value: u32;
-    // SAFETY: called with CR4.PKE on; reading has no effect.
-    unsafe { asm!("rdpkru", in("ecx") 0, out("eax") value, out("edx") _, options(nomem, nostack)) };
-    value.into()
-}
-
 fn set_pkru(value: u64) {
     // SAFETY: called with CR4.PKE on; the kernel has no pages for user code.
     unsafe { asm!("wrpkru", in("ecx") 0, in("eax") value as u32, in("edx") 0, options(nostack)) };
-}
-
-/// The host's state now.
-pub(crate) fn snapshot() -> Snapshot {
-    let flags = rflags::read_raw() & FLAGS.bits();
-    let (idtr, gdtr) = (sidt(), sgdt());
-    let mut all = Vec::from([
-        ("flags", flags),
-        ("CR0", Cr0::read_raw()),
-        ("CR3", Cr3::read_raw().0.start_address().as_u64() | u64::from(Cr3::read_raw().1)),
-        ("CR4", Cr4::read_raw()),
-        ("CR8", read!("mov {}, cr8")),
-        ("EFER", Efer::read_raw()),
-        ("IDTR", idtr.base.as_u64()),
-        ("IDTR limit", idtr.limit.into()),
-        ("GDTR", gdtr.base.as_u64()),
-        ("GDTR limit", gdtr.limit.into()),
-        ("TR", read!("str {}")),
-        ("LDTR", read!("sldt {}")),
-        ("CS", CS::get_reg().0.into()),
-        ("DS", DS::get_reg().0.into()),
-        ("ES", ES::get_reg().0.into()),
-        ("FS", FS::get_reg().0.into()),
-        ("GS", GS::get_reg().0.into()),
-        ("FS base", FsBase::read().as_u64()),
-        ("GS base", GsBase::read().as_u64()),
-        ("KERNEL_GS base", KernelGsBase::read().as_u64()),
-        ("DR0", read!("mov {}, dr0")),
-        ("DR1", read!("mov {}, dr1")),
-        ("DR7", read!("mov {}, dr7")),
-    ]);
-    // SAFETY: the registers exist, and reading them has no effect.
-    all.extend(MSRS.map(|(name, number)| (name, unsafe { Msr::new(number).read() })));
-    if has_pkru() {
-        all.push(("PKRU", pkru()));
-    }
-    all
 }
 
 /// The kernel's data segment, as far as `x86_64`'s own tables and most kernels have it.
@@ -151,13 +71,15 @@ pub(crate) fn with_unusual_state(work: &mut dyn FnMut()) {
     }
 }
 
-/// Puts `value` into xmm0 to xmm15. Called in [`with_unusual_state`], where floating point works.
+/// Puts `value` into xmm0 to xmm15.
 pub(crate) fn fill_vectors(value: u64) {
     if !Cr4::read().contains(Cr4Flags::OSFXSR) {
         return;
     }
-    // SAFETY: the kernel itself uses none of them.
+    let cr0 = Cr0::read();
+    // SAFETY: the kernel itself uses none of them, and these instructions alone run with CR0 changed.
     unsafe {
+        Cr0::write(cr0 - Cr0Flags::TASK_SWITCHED - Cr0Flags::EMULATE_COPROCESSOR);
         asm!(
             ".irp number, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
             "movq xmm\\number, {value}",
@@ -166,6 +88,7 @@ pub(crate) fn fill_vectors(value: u64) {
             value = in(reg) value,
             options(nomem, nostack, preserves_flags),
         );
+        Cr0::write(cr0);
     }
 }
 
