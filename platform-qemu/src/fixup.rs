@@ -12,7 +12,7 @@ static HOOK: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
 
 /// From now on `fixup` is asked where privileged code goes on after the undefined-instruction or general-protection exception (on
 /// AArch64: trapped instruction) at an address. `None` means that it doesn't, and the kernel ends with a report. It runs with
-/// interrupts masked. On AArch64 such an exception changes TPIDR_EL1.
+/// interrupts masked. On AArch64 such an exception may change a thread pointer of EL1's or EL0's.
 pub fn set(fixup: fn(u64) -> Option<u64>) {
     HOOK.store(fixup as *mut (), Ordering::Release);
 }

@@ -55,7 +55,8 @@ pub trait Kernel: Sync {
 
     /// Lets instructions be refused: the kernel's handler of undefined-instruction and general-protection exceptions (on AArch64
     /// those of trapped instructions too) of its own privileged code asks `fixup(pc)` where to go on, with all registers as they
-    /// were; `None` means what it did before. It may lose the value of TPIDR_EL1 over such an exception. The error says why the
+    /// were; `None` means what it did before. On AArch64 it may lose the value of TPIDR_EL1 or
+    /// TPIDRRO_EL0 over such an exception. The error says why the
     /// kernel can't.
     fn set_fixup(&self, fixup: fn(u64) -> Option<u64>) -> Result<(), &'static str>;
 

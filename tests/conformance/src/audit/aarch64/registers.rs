@@ -85,13 +85,28 @@ pub(super) fn read(number: u16) -> Option<u64> {
 
 /// All of those wanted that can be read.
 pub(super) fn readable(wanted: impl Fn(u16) -> bool) -> Vec<u16> {
-    const TPIDR_EL1: u16 = encoding(3, 0, 13, 0, 4);
-    // The kernel's handler may lose it over a refusal.
-    let thread = read(TPIDR_EL1);
+    // The kernel's handler may lose these over a refusal.
+    let (thread, read_only): (u64, u64);
+    // SAFETY: reading has no effect.
+    unsafe {
+        asm!(
+            "mrs {}, tpidr_el1",
+            "mrs {}, tpidrro_el0",
+            out(reg) thread,
+            out(reg) read_only,
+            options(nomem, nostack, preserves_flags),
+        );
+    }
     let found = (0..ENCODINGS).filter(|&number| wanted(number) && read(number).is_some()).collect();
-    if let Some(thread) = thread {
-        // SAFETY: what was there before.
-        unsafe { asm!("msr tpidr_el1, {}", in(reg) thread, options(nostack, preserves_flags)) };
+    // SAFETY: what was there before.
+    unsafe {
+        asm!(
+            "msr tpidr_el1, {}",
+            "msr tpidrro_el0, {}",
+            in(reg) thread,
+            in(reg) read_only,
+            options(nostack, preserves_flags),
+        );
     }
     found
 }
