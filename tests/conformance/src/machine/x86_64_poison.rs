@@ -210,7 +210,8 @@ macro_rules! reads {
     };
 }
 
-/// Functions that return what they read of other registers, where they can.
+/// Functions that return what they read of other registers, where they can. Not SGDT and SIDT: without UMIP they name the gate's
+/// data, which is no secret.
 pub(crate) fn reads() -> Vec<(&'static str, u64)> {
     reads! {
         "flags": "pushfq", "pop rax";

@@ -2,6 +2,7 @@
 //!
 //! Not readable, and so not here: SP_EL1, which is the stack pointer in use, and ZA, which is off as SVCR shows.
 
+mod names;
 pub(crate) mod registers;
 mod vectors;
 
@@ -70,7 +71,11 @@ pub(super) const NOT_READ: &[Ignored] = &[
 /// How a register is called that is one of many.
 pub(super) fn name(group: &str, number: u32, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     match group {
-        SYSTEM => registers::name(number as u16, f),
+        SYSTEM => {
+            let number = number as u16;
+            registers::name(number, f)?;
+            names::of(number).map_or(Ok(()), |name| write!(f, " ({name})"))
+        }
         group => write!(f, "{group}, word {number}"),
     }
 }

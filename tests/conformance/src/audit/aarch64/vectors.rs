@@ -1,4 +1,5 @@
-//! V0 to V31, and with SVE the whole of Z0 to Z31, P0 to P15 and FFR.
+//! V0 to V31, and with SVE the whole of Z0 to Z31, P0 to P15 and FFR, in the length that the kernel has set (ZCR_EL1): what is
+//! beyond can be reached neither by the kernel nor by a sandbox.
 //!
 //! The instructions are spelled out in numbers: the kernel is built for a CPU without them.
 

@@ -4,6 +4,7 @@
 //! descriptor table, which is read).
 
 mod msrs;
+mod names;
 mod tables;
 mod vectors;
 
@@ -56,7 +57,10 @@ pub(super) const NOT_READ: &[Ignored] = &[Ignored {
 /// How a register is called that is one of many.
 pub(super) fn name(group: &str, number: u32, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     match group {
-        MSR => write!(f, "MSR {number:#x}"),
+        MSR => {
+            write!(f, "MSR {number:#x}")?;
+            names::of(number).map_or(Ok(()), |name| write!(f, " ({name})"))
+        }
         group => write!(f, "{group}, word {number}"),
     }
 }
