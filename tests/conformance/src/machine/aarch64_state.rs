@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::arch::{asm, naked_asm};
 
-use aarch64_cpu::registers::{ID_AA64PFR0_EL1, Readable};
+use aarch64_cpu::registers::{ID_AA64MMFR2_EL1, ID_AA64PFR0_EL1, ID_AA64PFR1_EL1, Readable};
 
 use super::Spoiler;
 
@@ -28,6 +28,18 @@ const PFR0_DIT_SHIFT: u32 = 48;
 
 fn has_dit() -> bool {
     ID_AA64PFR0_EL1.get() >> PFR0_DIT_SHIFT & 0b1111 != 0
+}
+
+/// ID_AA64PFR1_EL1.SSBS: from 2 on there is a register for it. ID_AA64MMFR2_EL1.UAO.
+const PFR1_SSBS_SHIFT: u32 = 4;
+const MMFR2_UAO_SHIFT: u32 = 4;
+
+fn has_ssbs() -> bool {
+    ID_AA64PFR1_EL1.get() >> PFR1_SSBS_SHIFT & 0b1111 >= 2
+}
+
+fn has_uao() -> bool {
+    ID_AA64MMFR2_EL1.get() >> MMFR2_UAO_SHIFT & 0b1111 != 0
 }
 
 fn has_sve() -> bool {
@@ -78,7 +90,20 @@ pub(crate) fn with_unusual_state(work: &mut dyn FnMut()) {
         if has_dit() {
             write!("s3_3_c4_c2_5", 1u64 << 24);
         }
+        // An exception clears both.
+        if has_ssbs() {
+            write!("s3_3_c4_c2_6", 1u64 << 12);
+        }
+        if has_uao() {
+            write!("s3_0_c4_c2_4", 1u64 << 23);
+        }
         work();
+        if has_uao() {
+            write!("s3_0_c4_c2_4", 0u64);
+        }
+        if has_ssbs() {
+            write!("s3_3_c4_c2_6", 0u64);
+        }
         if has_dit() {
             write!("s3_3_c4_c2_5", 0u64);
         }
