@@ -9,6 +9,8 @@ use core::{ffi::CStr, fmt};
 use crate::{machine, memory};
 
 const KEY_SIGNATURE: u16 = 0x00;
+/// How many CPUs the machine starts with, in 16 bits.
+const KEY_CPU_COUNT: u16 = 0x05;
 const KEY_DIRECTORY: u16 = 0x19;
 
 const CONTROL_ERROR: u32 = 1 << 0;
@@ -67,11 +69,20 @@ impl Entry {
     }
 }
 
+fn check_signature() -> Result<(), Error> {
+    if read(KEY_SIGNATURE, 4)? == b"QEMU" { Ok(()) } else { Err(Error::Absent) }
+}
+
+/// How many CPUs the machine has.
+pub fn cpu_count() -> Result<usize, Error> {
+    check_signature()?;
+    let count = read(KEY_CPU_COUNT, 2)?;
+    Ok(u16::from_le_bytes([count[0], count[1]]).into())
+}
+
 /// The files that the device has.
 pub fn directory() -> Result<Vec<Entry>, Error> {
-    if read(KEY_SIGNATURE, 4)? != b"QEMU" {
-        return Err(Error::Absent);
-    }
+    check_signature()?;
     // The directory is a count and the entries. Each read starts at the item's beginning.
     let head = read(KEY_DIRECTORY, 4)?;
     let count = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;

@@ -1,11 +1,14 @@
 //! This kernel as a host of sandboxes.
 
+use core::sync::atomic::{AtomicBool, Ordering};
+
 use sandbox_mode::{
     CpuConfig, Error, FatalReport, Frame, FrameKind, Hal, Host, Image, Page, PageRange, Permissions, Roots, VirtAddr,
 };
 
+use crate::lock::MaskedLock;
 use crate::paging::Access;
-use crate::{exit, gate, layout, memory, paging, println, time};
+use crate::{cpu, exit, gate, interrupts, layout, machine, memory, paging, println, time};
 
 /// The platform's side of the HAL.
 #[derive(Debug)]
@@ -36,16 +39,29 @@ impl Default for Qemu {
     }
 }
 
-/// Makes the HAL for this kernel and starts it on this CPU. It lives for ever, so call this once.
+/// What the HAL is told when it asks whether to yield.
+static SHOULD_YIELD: AtomicBool = AtomicBool::new(false);
+
+/// Makes sandboxes yield after the next interrupt, on any CPU, until it is called with `false`.
+pub fn set_should_yield(yes: bool) {
+    SHOULD_YIELD.store(yes, Ordering::Relaxed);
+}
+
+/// Makes the HAL for this kernel and starts it on all CPUs. It lives for ever, so call this once.
 ///
 /// # Errors
 ///
 /// What [`Hal::new`] and `Hal::start_cpu` return.
 pub fn start_hal() -> Result<&'static Hal<Qemu>, Error> {
     let hal = alloc::boxed::Box::leak(alloc::boxed::Box::new(Hal::new(Qemu::new())?));
-    // SAFETY: (1) there is one CPU, and this is it; (2) nothing in this crate changes the descriptor tables after boot; (3) the
-    // defaults are right for it: interrupt stacks 3 to 7 are free.
-    unsafe { hal.start_cpu(CpuConfig::default()) }?;
+    let result = MaskedLock::new(Ok(()));
+    cpu::on_each(&|| {
+        // SAFETY: (1) `on_each` does this once on each CPU, and no thread moves meanwhile; (2) nothing in this crate changes the
+        // descriptor tables after boot; (3) the defaults are right for it: interrupt stacks 3 to 7 are free.
+        let started = unsafe { hal.start_cpu(CpuConfig::default()) };
+        result.with(|result| *result = result.and(started));
+    });
+    result.with(|result| *result)?;
     Ok(hal)
 }
 
@@ -53,11 +69,11 @@ pub fn start_hal() -> Result<&'static Hal<Qemu>, Error> {
 // 1. `memory` hands a frame out once, and takes it back only from `free_frame`.
 // 2. All RAM is in the direct map, at one address, for good.
 // 3. `memory` has a state for each frame of RAM; all else is devices.
-// 4. There is one set of tables, in RAM, and `unchanged` holds it still.
+// 4. The tables are in RAM, the same below each root, and `unchanged` holds them still.
 // 5. `map_gate_pages` maps in those tables, and nobody unmaps.
 // 6. Nothing in this crate maps anything in the window.
 // 7. The image is never unmapped or changed, and holds no secret.
-// 8. There is one CPU.
+// 8. `cpu` numbers the CPUs from 0, and `count` doesn't change any more.
 unsafe impl Host for Qemu {
     fn allocate_frame(&self) -> Option<Frame> {
         memory::allocate_frame().map(Frame::containing)
@@ -109,15 +125,27 @@ unsafe impl Host for Qemu {
     }
 
     fn cpu_index(&self) -> usize {
-        0
+        cpu::index()
     }
 
     fn cpu_count(&self) -> usize {
-        1
+        cpu::count()
     }
 
     fn now(&self) -> Option<u64> {
-        Some(time::ticks() * (1_000_000_000 / time::TICK_RATE))
+        Some(time::now())
+    }
+
+    fn arm_timer(&self, at: u64) {
+        time::arm(at);
+    }
+
+    fn should_yield(&self) -> bool {
+        SHOULD_YIELD.load(Ordering::Relaxed)
+    }
+
+    fn kick(&self, cpu: usize) {
+        interrupts::send(cpu, machine::interrupts::KICK);
     }
 
     fn fatal(&self, report: &FatalReport) -> ! {

@@ -5,6 +5,7 @@
 //! | [`DIRECT_MAP`] | all RAM, readable and writable |
 //! | [`DEVICES`] | device registers |
 //! | [`GATE`] | frames mapped by [`crate::gate::map_gate_pages`] |
+//! | [`STACKS`] | stacks of threads and of CPUs but the first, with unmapped pages between |
 //! | [`WINDOW`] | nothing: reserved for sandboxes |
 //! | [`IMAGE`] | the kernel's image |
 //!
@@ -26,6 +27,13 @@ pub const DEVICES: Range<u64> = 0xffff_c000_0000_0000..0xffff_c000_4000_0000;
 
 /// Addresses for pages that must be at one address in every address space.
 pub const GATE: Range<u64> = 0xffff_d000_0000_0000..0xffff_d000_4000_0000;
+
+/// Addresses for stacks.
+pub const STACKS: Range<u64> = 0xffff_d800_0000_0000..0xffff_d800_4000_0000;
+
+/// Starts of the ranges that grow after the boot. Their top-level entries are made at boot, so that a copy of the root
+/// shares whatever is mapped later.
+pub(crate) const GROWING: [u64; 3] = [DEVICES.start, GATE.start, STACKS.start];
 
 /// Addresses that the platform never maps.
 pub const WINDOW: Range<u64> = 0xffff_e000_0000_0000..0xffff_e080_0000_0000;

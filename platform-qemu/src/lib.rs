@@ -16,8 +16,9 @@
 //! }
 //! ```
 //!
-//! One CPU, privileged code only, no floating point in the kernel. Everything above the `machine`
-//! module is the same on both machines; [`machine`] has what each of them adds.
+//! Privileged code only, no floating point in the kernel. `main` runs on the first CPU; the others are up
+//! (see [`cpu`]) and wait for work, which [`threads`] can give them. Everything above the `machine` module is
+//! the same on both machines; [`machine`] has what each of them adds.
 //!
 //! The crate is empty when built for a hosted target, so that a workspace build passes there.
 
@@ -28,6 +29,7 @@
 extern crate alloc;
 
 pub mod console;
+pub mod cpu;
 pub mod exit;
 pub mod files;
 pub mod fixup;
@@ -40,6 +42,8 @@ pub mod layout;
 pub mod lock;
 pub mod memory;
 pub mod paging;
+pub mod stack;
+pub mod threads;
 pub mod time;
 
 mod panic;
@@ -76,15 +80,23 @@ macro_rules! main {
 //
 //   IMAGE_OFFSET: u64                         virtual minus physical address of the image
 //   instructions() -> u64                     the counter behind `time::instructions`
+//   Frame                                     what an interrupt handler has of the interrupted code;
+//                                             `interrupted()` says it in `interrupts::Interrupted`
+//   local::{Extra, install(&'static Local), current() -> &'static Local, index() -> usize,
+//           kernel_stack() -> u64, kernel_stack_of(cpu) -> u64, set_kernel_stack(u64)}
+//   secondary::{present() -> usize, start(count, &stacks)}   each CPU ends in `cpu::run_secondary`
+//   context::{unsafe prepare(stack, function) -> u64, unsafe switch(*mut u64, u64)}
 //   console::write_bytes(&[u8])               usable as soon as any Rust code runs
 //   exit::exit(bool) -> !
 //   fw_cfg::dma(u64)                          starts the control block at this physical address, and
 //                                             returns when it is done (or there is no device)
-//   tick::{start(), stop()}                   calls `time::on_tick` at TICK_RATE
+//   tick::{start(), stop()}                   calls `time::on_tick` at TICK_RATE, on this CPU
+//   clock::{now() -> u64, arm(u64)}           behind `time::now` and `time::arm`
 //   interrupts::{LINES, State, enabled() -> bool, enable(), disable() -> State, restore(State),
-//                open(line)}                  calls `interrupts::dispatch(line)`
+//                open(line), send(cpu, line), wait(), KICK, CALL}   calls `interrupts::handle`
 //   paging::{unsafe map_page(virt, phys, Access) -> Option<()>, unsafe unmap_page(virt) -> Option<u64>,
-//            root() -> u64, translate(virt) -> Option<Translation>}
+//            root() -> u64, translate(virt) -> Option<Translation>,
+//            OwnRoot::new() -> Option<OwnRoot>, use_root(Option<&OwnRoot>)}
 //
 // Its boot code calls `memory::init`, activates the final page tables, sets up the interrupt
 // controller and ends in `start::run`.

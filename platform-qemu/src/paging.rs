@@ -1,7 +1,8 @@
 //! The kernel's page tables.
 //!
 //! There is one set of them, built at boot. It only grows afterwards, except that a failed
-//! [`crate::gate::map_gate_pages`] takes its pages away again.
+//! [`crate::gate::map_gate_pages`] takes its pages away again. A thread may have a [`Root`] of its own above
+//! the same tables.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -37,6 +38,29 @@ pub struct Translation {
     pub executable: bool,
     /// Unprivileged code may come here.
     pub user: bool,
+}
+
+/// A page-table root beside the kernel's, with the same kernel half: whatever is mapped there later is in both. Where a machine
+/// has a root for each half of the address space, it is one of each.
+#[derive(Debug)]
+pub struct Root(machine::paging::OwnRoot);
+
+impl Root {
+    /// Makes one. `None` if memory is short.
+    pub fn new() -> Option<Self> {
+        machine::paging::OwnRoot::new().map(Self)
+    }
+
+    /// What [`root`] says while it is in force.
+    pub fn address(&self) -> u64 {
+        self.0.address()
+    }
+}
+
+/// Makes `root`, or the kernel's, the one in force on this CPU. Interrupts are masked, and the root stays until another is
+/// in force.
+pub(crate) fn use_root(root: Option<&Root>) {
+    machine::paging::use_root(root.map(|root| &root.0));
 }
 
 /// Held while the tables change.

@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-use crate::{exit, files, heap, interrupts, time};
+use crate::{cpu, exit, files, heap, interrupts, time};
 
 unsafe extern "Rust" {
     // Defined by `main!` in the kernel.
@@ -19,6 +19,7 @@ pub(crate) fn run(heap: Range<u64>) -> ! {
     heap::init(heap);
     files::init();
     time::start_tick();
+    cpu::start_others();
     interrupts::enable();
     exit::exit(platform_qemu_main())
 }

@@ -1,9 +1,12 @@
-//! The tick, and the counter of executed instructions.
+//! The tick, the clock, and the counter of executed instructions.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::{
+    mem,
+    sync::atomic::{AtomicPtr, AtomicU64, Ordering},
+};
 
-use crate::machine;
 pub use crate::machine::instructions;
+use crate::{cpu, interrupts::without, machine, threads};
 
 /// Ticks a second.
 pub const TICK_RATE: u64 = 250;
@@ -30,17 +33,62 @@ pub fn ticks() -> u64 {
     TICKS.count()
 }
 
-/// Starts the periodic tick, at [`TICK_RATE`]. It runs when `main` is called.
+/// Starts the periodic tick of this CPU, at [`TICK_RATE`]. It runs on all CPUs when `main` is called.
 pub fn start_tick() {
-    machine::tick::start();
+    without(|| {
+        cpu::local().ticking.store(true, Ordering::Relaxed);
+        machine::tick::start();
+    });
 }
 
-/// Stops the tick, for exact measurements.
+/// Stops the tick of this CPU, for exact measurements. It counts the ticks if it is the boot CPU, and with
+/// [`threads`] no thread has to give way to another here any more.
 pub fn stop_tick() {
-    machine::tick::stop();
+    without(|| {
+        cpu::local().ticking.store(false, Ordering::Relaxed);
+        machine::tick::stop();
+    });
+}
+
+/// Whether this CPU ticks.
+pub(crate) fn is_ticking() -> bool {
+    without(|| cpu::local().ticking.load(Ordering::Relaxed))
+}
+
+/// Nanoseconds since some moment before the boot, never going back, the same on all CPUs.
+pub fn now() -> u64 {
+    machine::clock::now()
+}
+
+/// Makes an interrupt arrive on this CPU when the clock shows `at`, or soon after, in place of one that was asked for
+/// before. With the tick on, the tick has to do. To be called with interrupts masked.
+pub fn arm(at: u64) {
+    if !cpu::local().ticking.load(Ordering::Relaxed) {
+        machine::clock::arm(at);
+    }
+}
+
+static ALARM: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Has `handler` called at each alarm that [`arm`] asked for, on the CPU that did.
+pub fn on_alarm(handler: fn()) {
+    ALARM.store(handler as *mut (), Ordering::Release);
+}
+
+/// Handles an alarm. The machine's timer interrupt calls this.
+pub(crate) fn alarm() {
+    let handler = ALARM.load(Ordering::Acquire);
+    if !handler.is_null() {
+        // SAFETY: only `on_alarm` stores a non-null value, and that is a `fn()`.
+        let handler = unsafe { mem::transmute::<*mut (), fn()>(handler) };
+        handler();
+    }
 }
 
 /// Counts one tick. The machine's timer interrupt calls this.
 pub(crate) fn on_tick() {
-    TICKS.count.fetch_add(1, Ordering::Relaxed);
+    if cpu::index() == 0 {
+        TICKS.count.fetch_add(1, Ordering::Relaxed);
+    }
+    threads::on_tick();
 }

@@ -6,9 +6,11 @@
 
 use super::machine_map::{RAM_START, UART};
 use super::mair;
+use super::secondary::{HANDOVER, Handover, start_secondary};
 use crate::layout::{DIRECT_MAP, PAGE_SIZE};
 use aarch64_cpu::registers::{CurrentEL, SCTLR_EL1, TCR_EL1};
 use core::arch::{global_asm, naked_asm};
+use core::mem::offset_of;
 
 /// Virtual minus physical address of everything in the image; `link/virt/kernel.ld` has the same number.
 pub const IMAGE_OFFSET: u64 = 0xffff_ff80_0000_0000;
@@ -116,8 +118,8 @@ global_asm!(
 
 /// The entry point, at its physical address with the MMU off.
 ///
-/// Sets up the translation of the boot tables, turns the MMU and the caches on, goes to the upper
-/// half and calls [`super::start`] on the boot stack, all interrupts masked. Uses x9 to x11.
+/// Goes to the upper half by way of [`enter`], and calls [`super::start`] on the boot stack, all interrupts masked. Uses x9 to
+/// x12.
 ///
 /// # Safety
 ///
@@ -126,6 +128,74 @@ global_asm!(
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".text.boot")]
 unsafe extern "C" fn _start() -> ! {
+    naked_asm!(
+        "ldr x12, =2f",
+        "b {enter}",
+        "2:",
+        "adrp x9, __stack_top",
+        "mov sp, x9",
+        "mov x29, xzr",
+        "mov x30, xzr",
+        "bl {start}",
+        "brk #0",
+        ".ltorg",
+        enter = sym enter,
+        start = sym super::start,
+    )
+}
+
+/// The entry point of the other CPUs, at its physical address with the MMU off, the CPU's number in x0.
+///
+/// Goes to the upper half by way of [`enter`], to the final tables, to the stack in [`HANDOVER`], and calls
+/// [`start_secondary`], all interrupts masked. Uses x9 to x12 and x19.
+///
+/// # Safety
+///
+/// 1. Only the firmware may enter here, at exception level 1 with the MMU off, when [`HANDOVER`] is filled in.
+#[unsafe(naked)]
+#[unsafe(link_section = ".text.boot.secondary")]
+pub(super) unsafe extern "C" fn secondary() -> ! {
+    naked_asm!(
+        "mov x19, x0",
+        "ldr x12, =2f",
+        "b {enter}",
+        "2:",
+        "adrp x9, {handover}",
+        "add x9, x9, #:lo12:{handover}",
+        "ldr x0, [x9, #{root}]",
+        "ldr x1, [x9, #{empty}]",
+        "bl {switch}",
+        "adrp x9, {handover}",
+        "add x9, x9, #:lo12:{handover}",
+        "add x9, x9, #{stacks}",
+        "ldr x9, [x9, x19, lsl #{stack_shift}]",
+        "mov sp, x9",
+        "mov x0, x19",
+        "mov x29, xzr",
+        "mov x30, xzr",
+        "bl {start}",
+        "brk #0",
+        ".ltorg",
+        enter = sym enter,
+        handover = sym HANDOVER,
+        root = const offset_of!(Handover, root),
+        empty = const offset_of!(Handover, empty),
+        stacks = const offset_of!(Handover, stacks),
+        stack_shift = const size_of::<u64>().trailing_zeros(),
+        switch = sym super::paging::switch,
+        start = sym start_secondary,
+    )
+}
+
+/// Sets up the translation of the boot tables, turns the MMU and the caches on, and goes on at x12, an address in the upper
+/// half. Uses x9 to x11.
+///
+/// # Safety
+///
+/// 1. Only entry points may branch here, the MMU still off.
+#[unsafe(naked)]
+#[unsafe(link_section = ".text.boot.enter")]
+unsafe extern "C" fn enter() -> ! {
     naked_asm!(
         "mrs x9, CurrentEL",
         "cmp x9, #{el1}",
@@ -159,15 +229,7 @@ unsafe extern "C" fn _start() -> ! {
         "ldr x9, ={sctlr}",
         "msr sctlr_el1, x9",
         "isb",
-        "ldr x9, =2f",
-        "br x9",
-        "2:",
-        "adrp x9, __stack_top",
-        "mov sp, x9",
-        "mov x29, xzr",
-        "mov x30, xzr",
-        "bl {start}",
-        "brk #0",
+        "br x12",
         ".ltorg",
         el1 = const CurrentEL::EL::EL1.value,
         wrong_level = sym wrong_level,
@@ -181,17 +243,16 @@ unsafe extern "C" fn _start() -> ! {
         asid_16 = const ASID_16_BITS,
         asid_size = const TCR_AS_SHIFT,
         sctlr = const SCTLR,
-        start = sym super::start,
     )
 }
 
 /// Prints a message with the MMU off and ends the machine with the failing status. Reached from
-/// `_start` on any exception level but 1, where the registers that `_start` sets aren't the ones
+/// [`enter`] on any exception level but 1, where the registers that it sets aren't the ones
 /// that count. Uses x0, x1, x9 and w10.
 ///
 /// # Safety
 ///
-/// 1. Only `_start` may branch here, the MMU still off.
+/// 1. Only [`enter`] may branch here, the MMU still off.
 #[unsafe(naked)]
 #[unsafe(link_section = ".text.boot")]
 unsafe extern "C" fn wrong_level() -> ! {

@@ -50,6 +50,17 @@ impl DeviceTree {
             })
     }
 
+    /// Calls `visit` with the affinity of each CPU, as in MPIDR_EL1.
+    pub(super) fn each_cpu(&self, mut visit: impl FnMut(u64)) {
+        let Some(cpus) = self.0.find_node("/cpus") else {
+            return;
+        };
+        cpus.children()
+            .filter(|node| node.property("device_type").is_some_and(|kind| kind.value_as::<&str>() == Ok("cpu")))
+            .filter_map(|node| node.reg().ok().flatten()?.next()?.address().ok())
+            .for_each(&mut visit);
+    }
+
     /// The devices that the kernel drives.
     pub(super) fn devices(&self) -> Devices {
         Devices {

@@ -4,11 +4,15 @@
 //! empty table. All mappings are global. Vector and floating-point instructions trap. The kernel
 //! runs on SP_EL1.
 
+pub(crate) mod clock;
 pub mod console;
+pub(crate) mod context;
 pub mod exit;
 pub mod fw_cfg;
 pub mod interrupts;
+pub(crate) mod local;
 pub mod paging;
+pub(crate) mod secondary;
 pub mod tick;
 
 mod boot;
@@ -21,6 +25,7 @@ mod vectors;
 
 pub use boot::IMAGE_OFFSET;
 pub use cpu::instructions;
+pub(crate) use vectors::InterruptFrame as Frame;
 
 use crate::{memory, start};
 use core::ops::Range;
@@ -29,12 +34,16 @@ use device_tree::DeviceTree;
 /// Ranges of RAM that the platform can take from the device tree.
 const MAX_RAM_RANGES: usize = 16;
 
+const BOOT_CPU: usize = 0;
+
 /// The machine's part of the start, on the boot stack and the boot tables, interrupts masked.
 extern "C" fn start() -> ! {
     vectors::install();
+    crate::cpu::install(BOOT_CPU);
     console::init();
     cpu::init();
     let tree = DeviceTree::find();
+    secondary::find(&tree);
     let devices = tree.devices();
     let heap = init_memory(&tree);
     paging::build(&tree);

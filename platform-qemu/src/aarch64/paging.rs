@@ -17,6 +17,7 @@ use aarch64_paging::paging::{Constraints, El1And0, MemoryRegion, PageTable, VaRa
 use core::arch::{asm, naked_asm};
 use core::ops::Range;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 /// In every descriptor. EL0 may never execute what the kernel maps for itself.
 const COMMON: El1Attributes = El1Attributes::VALID.union(El1Attributes::ACCESSED).union(El1Attributes::UXN);
@@ -40,6 +41,11 @@ static EMPTY: EmptyTable = EmptyTable([0; PAGE_SIZE as usize / size_of::<u64>()]
 
 /// Tables that a new page may need below the root.
 const LEVELS_BELOW_ROOT: usize = 3;
+
+/// Where the root's part of an address begins, and how much it is; the descriptor of a table.
+const ROOT_SHIFT: u32 = 39;
+const ROOT_MASK: usize = 511;
+const TABLE: u64 = 0b11;
 
 /// Each level of the tables resolves this many bits of the address.
 const LEVEL_BITS: usize = 9;
@@ -81,6 +87,66 @@ impl aarch64_paging::paging::Translation<El1Attributes> for Tables {
 
     fn physical_to_virtual(&self, address: PhysicalAddress) -> NonNull<PageTable<El1Attributes>> {
         NonNull::new(direct(address.0 as u64).cast()).expect("the direct map isn't at zero")
+    }
+}
+
+/// The root of the final tables.
+static KERNEL_ROOT: AtomicU64 = AtomicU64::new(0);
+
+/// The kernel's root of the upper half.
+pub(super) fn kernel_root() -> u64 {
+    KERNEL_ROOT.load(Ordering::Relaxed)
+}
+
+/// The kernel's root of the lower half.
+pub(super) fn empty_root() -> u64 {
+    &raw const EMPTY as u64 - IMAGE_OFFSET
+}
+
+/// A root for each half: the upper with the kernel's entries, the lower empty.
+#[derive(Debug)]
+pub(crate) struct OwnRoot {
+    upper: u64,
+    lower: u64,
+}
+
+impl OwnRoot {
+    pub(crate) fn new() -> Option<Self> {
+        let upper = memory::allocate_table()?;
+        let Some(lower) = memory::allocate_table() else {
+            memory::free_frame(upper);
+            return None;
+        };
+        // SAFETY: both are tables, the copy ours alone. The other's entries don't change: those that anything may be mapped below
+        // were made at boot.
+        unsafe { direct(upper).copy_from_nonoverlapping(direct(kernel_root()), PAGE_SIZE as usize) };
+        barrier::dsb(barrier::ISHST);
+        Some(Self { upper, lower })
+    }
+
+    pub(crate) fn address(&self) -> u64 {
+        self.upper
+    }
+}
+
+impl Drop for OwnRoot {
+    fn drop(&mut self) {
+        assert!(root() != self.upper, "a root was given back that is in force");
+        // A CPU that used them may remember what was in them: of the upper one, the same as in the kernel's; of the lower one,
+        // nothing.
+        memory::free_frame(self.upper);
+        memory::free_frame(self.lower);
+    }
+}
+
+/// Makes a root, or the kernel's, the one in force, for both halves.
+pub(crate) fn use_root(wanted: Option<&OwnRoot>) {
+    let (upper, lower) = wanted.map_or_else(|| (kernel_root(), empty_root()), |own| (own.upper, own.lower));
+    if upper != root() {
+        // Both have the same translations for the kernel, so nothing has to be forgotten in between.
+        TTBR0_EL1.set_baddr(lower);
+        TTBR1_EL1.set_baddr(upper);
+        barrier::isb(barrier::SY);
     }
 }
 
@@ -129,6 +195,12 @@ pub(super) fn build(tree: &DeviceTree) {
             map(DIRECT_MAP + ram.start..DIRECT_MAP + end, ram.start, Access::ReadWrite);
         }
     }
+    let root = direct(kernel.root_address().0 as u64).cast::<u64>();
+    for start in layout::GROWING {
+        let table = memory::allocate_table().expect("memory for page tables");
+        // SAFETY: an entry of the root's upper half, which is not in use yet and has nothing there.
+        unsafe { root.add(start as usize >> ROOT_SHIFT & ROOT_MASK).write(table | TABLE) };
+    }
     KERNEL.with(|slot| *slot = Some(kernel));
 }
 
@@ -139,12 +211,17 @@ pub(super) fn activate() {
         kernel.mark_active();
         kernel.root_address().0 as u64
     });
-    let empty = &raw const EMPTY as u64 - IMAGE_OFFSET;
+    KERNEL_ROOT.store(root, Ordering::Relaxed);
     barrier::dsb(barrier::ISHST);
     // SAFETY: the new root maps the image where it runs, with the permissions that its parts need,
     // the stack that this runs on, and the direct map. Interrupts are masked at boot.
-    unsafe { switch(root, empty) };
-    TTBR0_EL1.set_baddr(empty);
+    unsafe { switch(root, empty_root()) };
+    finish();
+}
+
+/// Leaves the identity map, for good, and turns WXN on. The upper half is that of the final tables already.
+pub(super) fn finish() {
+    TTBR0_EL1.set_baddr(empty_root());
     barrier::isb(barrier::SY);
     SCTLR_EL1.modify(SCTLR_EL1::WXN::Enable);
     barrier::isb(barrier::SY);
@@ -165,7 +242,7 @@ pub(super) fn activate() {
 ///    they are now; `empty` that of a table without entries.
 /// 2. TTBR0 still has the identity map of the boot tables, and interrupts are masked.
 #[unsafe(naked)]
-unsafe extern "C" fn switch(root: u64, empty: u64) {
+pub(super) unsafe extern "C" fn switch(root: u64, empty: u64) {
     naked_asm!(
         "adr x9, 1f",
         "ldr x10, ={offset}",

@@ -3,12 +3,13 @@
 use super::exit;
 use super::vectors::Registers;
 use crate::console::print_unlocked;
+use crate::cpu;
 use crate::fixup;
+use crate::panic::Reporter;
 use core::fmt::{self, Display, Formatter};
-use core::sync::atomic::{AtomicBool, Ordering};
 
-/// Set once a report has begun; an exception during a report ends the machine without words.
-static REPORTING: AtomicBool = AtomicBool::new(false);
+/// An exception during a report ends the machine without words.
+static REPORTER: Reporter = Reporter::new();
 
 /// The vector of synchronous exceptions of the kernel's.
 const SYNCHRONOUS: u64 = 4;
@@ -23,7 +24,7 @@ pub(super) extern "C" fn report(registers: &mut Registers, vector: u64) {
         registers.elr = next;
         return;
     }
-    if !REPORTING.swap(true, Ordering::Relaxed) {
+    if REPORTER.begin() {
         // Whoever holds the console's lock was interrupted and won't run again.
         print_unlocked(format_args!("{}", Report { registers, vector }));
     }
@@ -51,7 +52,7 @@ impl Display for Report<'_> {
         let Self { registers, vector } = *self;
         let kind = KINDS[vector as usize % KINDS.len()];
         let source = SOURCES[vector as usize / KINDS.len() % SOURCES.len()];
-        writeln!(out, "\nfatal: {kind} from {source}")?;
+        writeln!(out, "\nfatal: {kind} from {source} on CPU {}", cpu::index())?;
         writeln!(out, "esr  {:016x}  {}", registers.esr, class(registers.esr))?;
         writeln!(out, "far  {:016x}  elr  {:016x}", registers.far, registers.elr)?;
         writeln!(out, "spsr {:016x}  sp   {:016x}", registers.spsr, registers.sp)?;

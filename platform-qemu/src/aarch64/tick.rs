@@ -1,9 +1,11 @@
-//! The periodic tick, from the virtual timer.
+//! The periodic tick, from each CPU's virtual timer.
 
-use crate::interrupts;
-use crate::time::{TICK_RATE, on_tick};
+use super::clock;
+use crate::time::{TICK_RATE, alarm, on_tick};
+use crate::{cpu, interrupts};
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTV_CTL_EL0, CNTV_CVAL_EL0, CNTVCT_EL0, Readable, Writeable};
 use arm_gic::IntId;
+use core::sync::atomic::Ordering;
 
 /// The virtual timer's interrupt, the same in every system that follows Arm's base architecture.
 const TIMER: IntId = IntId::ppi(11);
@@ -21,11 +23,14 @@ pub(crate) fn start() {
 
 /// Stops the tick.
 pub(crate) fn stop() {
-    CNTV_CTL_EL0.write(CNTV_CTL_EL0::ENABLE::CLEAR);
-    aarch64_cpu::asm::barrier::isb(aarch64_cpu::asm::barrier::SY);
+    clock::disarm();
 }
 
 fn tick() {
+    if !cpu::local().ticking.load(Ordering::Relaxed) {
+        clock::disarm();
+        return alarm();
+    }
     // The next tick is due one period after this one was; ticks that were missed meanwhile are
     // left out rather than made up for.
     let now = CNTVCT_EL0.get();

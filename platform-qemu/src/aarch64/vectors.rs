@@ -7,13 +7,15 @@
 //! It goes back only after an instruction that may be refused (see [`crate::fixup`]).
 
 use super::{interrupts, report};
+use crate::cpu::{Local, MAX_CPUS};
+use crate::interrupts::Interrupted;
 use aarch64_cpu::registers::{VBAR_EL1, Writeable};
 use core::arch::{asm, global_asm};
 use core::mem::offset_of;
 
 /// What an interrupt saves: the registers that a function call may change, and where to go back.
 #[repr(C)]
-struct InterruptFrame {
+pub(crate) struct InterruptFrame {
     /// x0 to x18; the slot after x18 keeps the pairs aligned.
     general: [u64; 20],
     /// x29 and x30: the frame pointer makes the interrupted function show up in a backtrace.
@@ -23,6 +25,23 @@ struct InterruptFrame {
 }
 
 const _: () = assert!(size_of::<InterruptFrame>().is_multiple_of(16));
+
+/// SPSR_EL1: the exception level, and the mask of IRQs (Arm ARM, "SPSR_EL1").
+const SPSR_LEVEL: u64 = 0b1100;
+const SPSR_I: u64 = 1 << 7;
+
+impl InterruptFrame {
+    /// What handlers may know of it.
+    pub(crate) fn interrupted(&self) -> Interrupted {
+        Interrupted {
+            instruction: self.elr,
+            // The frame is on the interrupted stack.
+            stack: core::ptr::from_ref(self) as u64 + size_of::<Self>() as u64,
+            privileged: self.spsr & SPSR_LEVEL != 0,
+            enabled: self.spsr & SPSR_I == 0,
+        }
+    }
+}
 
 /// The registers at a fatal exception, the argument of [`report::report`].
 #[repr(C)]
@@ -41,7 +60,7 @@ const REPORT_STACK_SIZE: usize = 16 * 1024;
 /// Where the fatal path saves the registers, and the stack that it then uses: the stack grows down
 /// from the registers.
 #[repr(C, align(16))]
-struct ReportArea {
+pub(super) struct ReportArea {
     stack: [u8; REPORT_STACK_SIZE],
     registers: Registers,
 }
@@ -49,18 +68,27 @@ struct ReportArea {
 // The vectors add the offset in one instruction, which takes a multiple of 4096.
 const _: () = assert!(offset_of!(ReportArea, registers).is_multiple_of(4096));
 
-/// Written by the vectors only. No exception is expected in the fatal path, so it is used once at a
-/// time.
-static mut REPORT_AREA: ReportArea = ReportArea {
+const NO_REPORT: ReportArea = ReportArea {
     stack: [0; REPORT_STACK_SIZE],
     registers: Registers { general: [0; 31], sp: 0, elr: 0, spsr: 0, esr: 0, far: 0 },
 };
+
+/// Written by the vectors only, each CPU its own. Nothing returns from the fatal path, so it is used once.
+static mut REPORT_AREAS: [ReportArea; MAX_CPUS] = [NO_REPORT; MAX_CPUS];
+
+/// A CPU's own.
+pub(super) fn report_area(cpu: usize) -> *mut ReportArea {
+    assert!(cpu < MAX_CPUS);
+    // SAFETY: the index is in the array; no reference is made.
+    unsafe { (&raw mut REPORT_AREAS).cast::<ReportArea>().add(cpu) }
+}
 
 // `interrupt`: SP_EL1 is a good stack with room for the frame (it is the interrupted code's own).
 // Interrupts are masked until the handler unmasks them, and masked again before ELR_EL1 and
 // SPSR_EL1 are written, whatever the handler did.
 //
-// `fatal`: any state of the kernel, SP included. x0 survives in TPIDR_EL1, whose value is lost;
+// `fatal`: any state of the kernel, SP included; TPIDR_EL1 points to the CPU's `Local`. x0 survives in
+// TPIDRRO_EL0, which the kernel doesn't use: it is zero otherwise;
 // after `fatal`, x0 is the address of the saved registers and x1 the number of the vector. If the
 // report returns, so does the exception, to the saved registers as the report left them.
 global_asm!(
@@ -87,15 +115,16 @@ global_asm!(
     "mrs x9, elr_el1",
     "mrs x10, spsr_el1",
     "stp x9, x10, [sp, #{frame_elr}]",
+    "mov x0, sp",
     "bl \\handler",
     "b __interrupt_return",
     ".endm",
 
     ".macro __fatal vector",
     ".balign {slot}",
-    "msr tpidr_el1, x0",
-    "adrp x0, {area}",
-    "add x0, x0, #:lo12:{area}",
+    "msr tpidrro_el0, x0",
+    "mrs x0, tpidr_el1",
+    "ldr x0, [x0, #{area}]",
     "add x0, x0, #{registers}",
     "stp x1, x2, [x0, #{saved} + {size}]",
     "mov x1, #\\vector",
@@ -166,7 +195,8 @@ global_asm!(
     "__keep_pair 25, 26",
     "__keep_pair 27, 28",
     "__keep_pair 29, 30",
-    "mrs x2, tpidr_el1",
+    "mrs x2, tpidrro_el0",
+    "msr tpidrro_el0, xzr",
     "str x2, [x0, #{saved}]",
     "mov x2, sp",
     "mrs x3, elr_el1",
@@ -222,7 +252,7 @@ global_asm!(
     general = const offset_of!(InterruptFrame, general),
     frame_and_link = const offset_of!(InterruptFrame, frame_and_link),
     frame_elr = const offset_of!(InterruptFrame, elr),
-    area = sym REPORT_AREA,
+    area = const offset_of!(Local, machine.report),
     registers = const offset_of!(ReportArea, registers),
     saved = const offset_of!(Registers, general),
     sp = const offset_of!(Registers, sp),

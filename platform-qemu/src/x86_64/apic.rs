@@ -2,13 +2,14 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::paging;
+use super::local;
+use crate::{cpu, interrupts::without, layout::PAGE_SIZE, paging};
 
 /// The vector of spurious interrupts. Its low bits must be set on old parts.
 pub const SPURIOUS: u64 = 0xff;
 
 const PHYSICAL: u64 = 0xfee0_0000;
-const SIZE: u64 = 0x1000;
+const SIZE: u64 = PAGE_SIZE;
 
 const ID: u64 = 0x20;
 const TASK_PRIORITY: u64 = 0x80;
@@ -31,6 +32,11 @@ const ENABLED: u32 = 1 << 8;
 const MASKED: u32 = 1 << 16;
 const PERIODIC: u32 = 1 << 17;
 const DELIVER_NMI: u32 = 0b100 << 8;
+const DELIVER_INIT: u32 = 0b101 << 8;
+const DELIVER_STARTUP: u32 = 0b110 << 8;
+const TO_OTHERS: u32 = 0b11 << 18;
+/// Where an APIC's number stands in ID and COMMAND_HIGH.
+const NUMBER_SHIFT: u32 = 24;
 const ASSERT: u32 = 1 << 14;
 const PENDING: u32 = 1 << 12;
 const DIVIDE_BY_16: u32 = 0b0011;
@@ -54,9 +60,15 @@ fn write(offset: u64, value: u32) {
     unsafe { register(offset).write_volatile(value) }
 }
 
-/// Maps and enables the APIC: timer off, external interrupts off, NMI line open.
+/// Maps the registers, which are at one address for all CPUs, and enables this CPU's APIC.
 pub(super) fn init() {
     BASE.store(paging::map_device(PHYSICAL, SIZE) as u64, Ordering::Relaxed);
+    init_cpu();
+}
+
+/// Enables this CPU's APIC: timer off, external interrupts off, NMI line open.
+pub(super) fn init_cpu() {
+    cpu::local().machine.apic.store(read(ID) >> NUMBER_SHIFT, Ordering::Relaxed);
     write(TIMER, MASKED);
     write(LINT0, MASKED);
     write(LINT1, DELIVER_NMI);
@@ -79,6 +91,13 @@ pub(super) fn start_timer(vector: u8, count: Option<u32>) {
     write(DIVIDE, DIVIDE_BY_16);
     write(TIMER, u32::from(vector) | if count.is_some() { PERIODIC } else { MASKED });
     write(INITIAL_COUNT, count.unwrap_or(u32::MAX));
+}
+
+/// Has the timer interrupt once, after `count` of its steps.
+pub(super) fn start_alarm(vector: u8, count: u32) {
+    write(DIVIDE, DIVIDE_BY_16);
+    write(TIMER, u32::from(vector));
+    write(INITIAL_COUNT, count);
 }
 
 /// Steps since the timer was last started for a silent countdown.
@@ -119,20 +138,47 @@ pub fn settings() -> impl Iterator<Item = (&'static str, u64)> {
 ///
 /// If the vector is one of the processor's exceptions.
 pub fn raise(vector: u8) {
-    assert!(u64::from(vector) >= super::exceptions::EXCEPTIONS, "vector {vector} is an exception's");
-    send(u32::from(vector));
+    without(|| send_to(cpu::index(), vector));
 }
 
 /// Sends this CPU a non-maskable interrupt.
 pub fn raise_nmi() {
-    send(DELIVER_NMI);
+    without(|| send_nmi_to(cpu::index()));
 }
 
-fn send(command: u32) {
-    // By number: the shorthand for «self» does not carry NMIs.
-    write(COMMAND_HIGH, read(ID));
-    write(COMMAND, command | ASSERT);
-    while read(COMMAND) & PENDING != 0 {
-        core::hint::spin_loop();
-    }
+/// Sends a CPU an interrupt, as a device would.
+///
+/// # Panics
+///
+/// If the vector is one of the processor's exceptions.
+pub fn send_to(cpu: usize, vector: u8) {
+    assert!(u64::from(vector) >= super::exceptions::EXCEPTIONS, "vector {vector} is an exception's");
+    send(local::apic_of(cpu), u32::from(vector));
+}
+
+/// Sends a CPU a non-maskable interrupt.
+pub fn send_nmi_to(cpu: usize) {
+    send(local::apic_of(cpu), DELIVER_NMI);
+}
+
+/// Resets the other CPUs.
+pub(super) fn send_init_to_others() {
+    send(0, DELIVER_INIT | TO_OTHERS);
+}
+
+/// Starts the other CPUs, after [`send_init_to_others`], at the beginning of a page below 1 MiB.
+pub(super) fn send_startup_to_others(page: u8) {
+    send(0, DELIVER_STARTUP | TO_OTHERS | u32::from(page));
+}
+
+/// Sends by number: the shorthand for «self» does not carry NMIs.
+fn send(number: u32, command: u32) {
+    // A handler that sends in between would send this to its own target.
+    without(|| {
+        write(COMMAND_HIGH, number << NUMBER_SHIFT);
+        write(COMMAND, command | ASSERT);
+        while read(COMMAND) & PENDING != 0 {
+            core::hint::spin_loop();
+        }
+    });
 }

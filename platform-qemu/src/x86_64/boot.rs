@@ -29,16 +29,18 @@ const LOW_MEMORY: Range<u64> = 0..1 << 20;
 
 const MAX_RANGES: usize = 32;
 
-/// The tables that the assembly fills in. In .bss, so zero at first.
+const BOOT_CPU: usize = 0;
+
+/// The tables that the assembly fills in. In .bss, so zero at first. The other CPUs begin on them too.
 #[repr(C, align(4096))]
-struct BootTables {
+pub(super) struct BootTables {
     top: [u64; 512],
     low: [u64; 512],
     high: [u64; 512],
     directories: [[u64; 512]; PAGE_DIRECTORIES],
 }
 
-static mut BOOT_TABLES: BootTables =
+pub(super) static mut BOOT_TABLES: BootTables =
     BootTables { top: [0; 512], low: [0; 512], high: [0; 512], directories: [[0; 512]; PAGE_DIRECTORIES] };
 
 unsafe extern "C" {
@@ -51,11 +53,13 @@ pvh::xen_elfnote_phys32_entry!(pvh_entry_physical);
 /// Flat segments for the way to long mode, as the processor wants them.
 const BOOT_CODE: u64 = 0x00af_9b00_0000_ffff;
 const BOOT_DATA: u64 = 0x00cf_9300_0000_ffff;
-const BOOT_CODE_SELECTOR: u64 = 8;
-const BOOT_DATA_SELECTOR: u64 = 16;
+pub(super) const BOOT_CODE_SELECTOR: u64 = 8;
+pub(super) const BOOT_DATA_SELECTOR: u64 = 16;
+/// With a null descriptor before them.
+pub(super) const BOOT_GDT_SIZE: usize = 3 * size_of::<u64>();
 
 /// The number of the register that switches long mode on.
-const EFER: u32 = 0xc000_0080;
+pub(super) const EFER: u32 = 0xc000_0080;
 
 /// Present and writable; with `LARGE`, a 2 MiB page.
 const TABLE: u64 = 0b11;
@@ -139,10 +143,10 @@ global_asm!(
     ".popsection",
     ".pushsection .rodata.boot, \"a\", @progbits",
     ".balign 8",
+    ".global boot_gdt",
     "boot_gdt: .quad 0, {code}, {data}",
-    "boot_gdt_end:",
     "boot_gdt_pointer:",
-    ".word boot_gdt_end - boot_gdt - 1",
+    ".word {gdt_size} - 1",
     ".long boot_gdt - {image}",
     ".popsection",
     image = const IMAGE_OFFSET as i64,
@@ -163,6 +167,7 @@ global_asm!(
     efer = const EFER,
     lme = const EferFlags::LONG_MODE_ENABLE.bits(),
     paging = const Cr0Flags::PAGING.bits() | Cr0Flags::WRITE_PROTECT.bits(),
+    gdt_size = const BOOT_GDT_SIZE,
     code = const BOOT_CODE,
     data = const BOOT_DATA,
     code_selector = const BOOT_CODE_SELECTOR,
@@ -212,7 +217,8 @@ impl Ram {
 extern "C" fn boot_start(start_info: u32) -> ! {
     const { assert!(top_slot(WINDOW.start) != top_slot(IMAGE_OFFSET)) };
     super::console::init();
-    segments::init();
+    segments::init(BOOT_CPU);
+    crate::cpu::install(BOOT_CPU);
     interrupts::init();
     cpu::init();
     let ram = Ram::read(start_info);

@@ -1,4 +1,4 @@
-//! The processor's modes: what protects the kernel is switched on wherever the CPU has it.
+//! The processor's modes: what protects the kernel is switched on wherever the CPU has it, the same on each CPU.
 
 use core::arch::x86_64::__cpuid_count;
 
@@ -16,7 +16,7 @@ const EXTENDED_MAX: u32 = 0x8000_0000;
 const EXTENDED_FEATURES: u32 = 0x8000_0001;
 const EXTENDED_EDX_NX: u32 = 20;
 
-/// Sets the control registers for good.
+/// Sets this CPU's control registers for good.
 ///
 /// # Panics
 ///

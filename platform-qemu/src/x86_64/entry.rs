@@ -1,12 +1,13 @@
 //! The first instructions of every interrupt and exception.
 //!
 //! They rely on nothing that the interrupted code chose but its stack, which in privileged mode is
-//! the kernel's: the direction flag is cleared, GS isn't used. The alignment-check flag may still be
+//! the kernel's: the direction flag is cleared; GS is the kernel's own whenever kernel code runs. The alignment-check flag may still be
 //! set and lift SMAP; no handler touches unprivileged memory.
 
 use core::{arch::global_asm, fmt};
 
 use super::exceptions::on_interrupt;
+use crate::interrupts::Interrupted;
 
 /// What the stack holds when [`on_interrupt`] runs, lowest address first.
 ///
@@ -14,7 +15,7 @@ use super::exceptions::on_interrupt;
 /// is the general registers, above it the processor's own frame.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(super) struct Frame {
+pub(crate) struct Frame {
     pub(super) registers: [u64; REGISTERS.len()],
     pub(super) vector: u64,
     pub(super) error: u64,
@@ -113,6 +114,22 @@ global_asm!(
     pushed = const core::mem::offset_of!(Frame, rip) - core::mem::offset_of!(Frame, vector),
     handler = sym on_interrupt,
 );
+
+/// The privilege level in a selector, and the interrupt flag.
+const CS_RPL: u64 = 0b11;
+const FLAGS_IF: u64 = 1 << 9;
+
+impl Frame {
+    /// What handlers may know of it.
+    pub(crate) fn interrupted(&self) -> Interrupted {
+        Interrupted {
+            instruction: self.rip,
+            stack: self.rsp,
+            privileged: self.cs & CS_RPL == 0,
+            enabled: self.flags & FLAGS_IF != 0,
+        }
+    }
+}
 
 impl fmt::Display for Frame {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {

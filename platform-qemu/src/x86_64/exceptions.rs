@@ -1,11 +1,11 @@
 //! What happens on each vector.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use x86_64::registers::control::{Cr2, Cr3};
 
 use super::{apic, entry::Frame};
-use crate::{console::print_unlocked, exit, fixup, interrupts};
+use crate::{console::print_unlocked, cpu, exit, fixup, interrupts, panic::Reporter};
 
 /// Vectors below this one are the processor's exceptions.
 pub(super) const EXCEPTIONS: u64 = 32;
@@ -14,12 +14,18 @@ pub(super) const DOUBLE_FAULT: u64 = 8;
 const INVALID_OPCODE: u64 = 6;
 const GENERAL_PROTECTION: u64 = 13;
 
-static REPORTING: AtomicBool = AtomicBool::new(false);
+static REPORTER: Reporter = Reporter::new();
 static NMIS: AtomicU64 = AtomicU64::new(0);
+static SPURIOUS: AtomicU64 = AtomicU64::new(0);
 
 /// How many non-maskable interrupts have arrived.
 pub fn nmi_count() -> u64 {
     NMIS.load(Ordering::Relaxed)
+}
+
+/// How many spurious interrupts have arrived.
+pub fn spurious_count() -> u64 {
+    SPURIOUS.load(Ordering::Relaxed)
 }
 
 /// Called by the entry code for each interrupt and exception, with interrupts masked.
@@ -31,26 +37,27 @@ pub(super) extern "C" fn on_interrupt(frame: &mut Frame) {
         }
         INVALID_OPCODE | GENERAL_PROTECTION if let Some(next) = fixup::find(frame.rip) => frame.rip = next,
         ..EXCEPTIONS => report(frame),
-        // Not in service, so nothing to acknowledge.
-        apic::SPURIOUS => {}
-        vector => {
-            interrupts::dispatch(vector as usize);
-            apic::acknowledge(vector);
+        apic::SPURIOUS => {
+            SPURIOUS.fetch_add(1, Ordering::Relaxed);
+            // It is in service only if some CPU sent it on purpose.
+            apic::acknowledge(apic::SPURIOUS);
         }
+        vector => interrupts::handle(vector as usize, frame, || apic::acknowledge(vector)),
     }
 }
 
 fn report(frame: &Frame) -> ! {
     let fault_address = Cr2::read_raw();
     // An exception while reporting one must not recurse.
-    if REPORTING.swap(true, Ordering::Relaxed) {
+    if !REPORTER.begin() {
         exit::exit(false);
     }
     let (root, _) = Cr3::read();
     let name = name(frame.vector);
     let vector = frame.vector;
     print_unlocked(format_args!(
-        "\nexception {vector} ({name})  cr2 {fault_address:016x}  cr3 {:016x}\n{frame}\n",
+        "\nexception {vector} ({name}) on CPU {}  cr2 {fault_address:016x}  cr3 {:016x}\n{frame}\n",
+        cpu::index(),
         root.start_address()
     ));
     exit::exit(false)

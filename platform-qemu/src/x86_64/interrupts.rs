@@ -9,7 +9,7 @@ use x86_64::{
 };
 
 use super::{
-    apic::SPURIOUS,
+    apic::{self, SPURIOUS},
     entry::{STUB_SIZE, interrupt_stubs},
     exceptions::{DOUBLE_FAULT, EXCEPTIONS, NMI},
     segments::{IST_DOUBLE_FAULT, IST_NMI},
@@ -17,6 +17,24 @@ use super::{
 
 /// Lines are vectors.
 pub const LINES: usize = 256;
+
+/// Lines between CPUs: one whose handler does nothing, and the one behind [`crate::cpu::on_each`].
+pub(crate) const KICK: usize = 0xf0;
+pub(crate) const CALL: usize = 0xf1;
+
+/// Sends an interrupt to a CPU, which may be this one.
+///
+/// # Panics
+///
+/// If no device can have the vector.
+pub fn send(cpu: usize, line: usize) {
+    apic::send_to(cpu, line as u8);
+}
+
+/// Waits for an interrupt, which is handled.
+pub fn wait() {
+    instructions::interrupts::enable_and_hlt();
+}
 
 /// Whether interrupts were enabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +99,11 @@ pub(super) fn init() {
             };
         }
     }
+    load();
+}
+
+/// Loads the table on this CPU.
+pub(super) fn load() {
     let pointer =
         DescriptorTablePointer { limit: (size_of::<Table>() - 1) as u16, base: VirtAddr::from_ptr(TABLE.0.get()) };
     // SAFETY: the table is complete and lives for ever.

@@ -4,11 +4,15 @@ pub mod apic;
 pub mod exceptions;
 pub mod segments;
 
+pub(crate) mod clock;
 pub(crate) mod console;
+pub(crate) mod context;
 pub(crate) mod exit;
 pub(crate) mod fw_cfg;
 pub(crate) mod interrupts;
+pub(crate) mod local;
 pub(crate) mod paging;
+pub(crate) mod secondary;
 pub(crate) mod tick;
 
 mod boot;
@@ -16,6 +20,8 @@ mod cpu;
 mod entry;
 mod pic;
 mod pit;
+
+pub(crate) use entry::Frame;
 
 /// Virtual minus physical address of the image.
 pub(crate) const IMAGE_OFFSET: u64 = 0xffff_ffff_8000_0000;

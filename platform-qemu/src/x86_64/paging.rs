@@ -1,6 +1,9 @@
 //! The kernel's final page tables: built at boot, write-xor-execute, the low half empty.
 
-use core::ops::Range;
+use core::{
+    ops::Range,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use x86_64::{
     PhysAddr, VirtAddr,
@@ -42,6 +45,45 @@ fn flags(access: Access) -> PageTableFlags {
             let uncached = PageTableFlags::NO_CACHE | PageTableFlags::WRITE_THROUGH;
             base | PageTableFlags::NO_EXECUTE | PageTableFlags::WRITABLE | uncached
         }
+    }
+}
+
+/// The kernel's root.
+static KERNEL_ROOT: AtomicU64 = AtomicU64::new(0);
+
+/// A root with the kernel's entries.
+#[derive(Debug)]
+pub(crate) struct OwnRoot(u64);
+
+impl OwnRoot {
+    pub(crate) fn new() -> Option<Self> {
+        let copy = memory::allocate_table()?;
+        let kernel = memory::direct(KERNEL_ROOT.load(Ordering::Relaxed));
+        // SAFETY: both are tables, the copy ours alone. The other's entries don't change: those that anything may be mapped below
+        // were made at boot.
+        unsafe { memory::direct(copy).copy_from_nonoverlapping(kernel, PAGE_SIZE as usize) };
+        Some(Self(copy))
+    }
+
+    pub(crate) fn address(&self) -> u64 {
+        self.0
+    }
+}
+
+impl Drop for OwnRoot {
+    fn drop(&mut self) {
+        assert!(root() != self.0, "a root was given back that is in force");
+        memory::free_frame(self.0);
+    }
+}
+
+/// Makes a root, or the kernel's, the active one.
+pub(crate) fn use_root(wanted: Option<&OwnRoot>) {
+    let wanted = wanted.map_or_else(|| KERNEL_ROOT.load(Ordering::Relaxed), OwnRoot::address);
+    if wanted != root() {
+        let frame = PhysFrame::containing_address(PhysAddr::new(wanted));
+        // SAFETY: all roots have the kernel's entries; the lower half, which differs, is not used by the kernel.
+        unsafe { Cr3::write(frame, Cr3::read().1) };
     }
 }
 
@@ -163,6 +205,12 @@ pub(super) fn init(ram: &[Range<u64>]) {
         // SAFETY: the tables are new and not active; the direct map has only RAM.
         unsafe { map_ram(&mut tables, range) }.expect("memory for page tables");
     }
+
+    for start in layout::GROWING {
+        let table = memory::allocate_table().expect("memory for page tables");
+        tables.level_4_table_mut()[VirtAddr::new(start).p4_index()].set_addr(PhysAddr::new(table), TABLE);
+    }
+    KERNEL_ROOT.store(root, Ordering::Relaxed);
 
     let frame = PhysFrame::containing_address(PhysAddr::new(root));
     // SAFETY: the code, the stack and all data that is in use have the same addresses as before.
