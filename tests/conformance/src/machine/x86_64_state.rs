@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 use core::arch::{asm, naked_asm};
 
 use x86_64::VirtAddr;
+use x86_64::instructions::interrupts::without_interrupts;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags};
 use x86_64::registers::model_specific::{FsBase, GsBase, KernelGsBase};
 use x86_64::registers::rflags::RFlags;
@@ -38,15 +39,24 @@ const EXECUTION_BREAKPOINT: u64 = 1 | 1 << 10;
 pub(crate) fn with_unusual_state(work: &mut dyn FnMut()) {
     let before = (Cr0::read(), FsBase::read(), GsBase::read(), KernelGsBase::read());
     let segments = (DS::get_reg(), ES::get_reg(), FS::get_reg(), GS::get_reg());
+    // A kernel that finds its own data through GS has an unusual base already.
+    let gs_base = if before.2.is_null() { VirtAddr::new(SECRET_BASE + 0x1000) } else { before.2 };
+    // Loading GS loses its base, which interrupt handlers may need.
+    let set_gs = |selector, base| {
+        without_interrupts(|| {
+            // SAFETY: a flat segment, and the base that the kernel has or doesn't use.
+            unsafe { GS::set_reg(selector) };
+            GsBase::write(base);
+        });
+    };
     // SAFETY: nothing in the kernel uses these: no thread locals, no floating point, flat segments, no debug registers. All are
     // put back below.
     unsafe {
         DS::set_reg(DATA);
         ES::set_reg(DATA);
         FS::set_reg(DATA);
-        GS::set_reg(DATA);
+        set_gs(DATA, gs_base);
         FsBase::write(VirtAddr::new(SECRET_BASE));
-        GsBase::write(VirtAddr::new(SECRET_BASE + 0x1000));
         KernelGsBase::write(VirtAddr::new(SECRET_BASE + 0x2000));
         Cr0::write(before.0 - Cr0Flags::TASK_SWITCHED - Cr0Flags::EMULATE_COPROCESSOR);
         asm!("mov dr0, {}", in(reg) spoil_and_return as *const () as u64, options(nomem, nostack));
@@ -64,9 +74,8 @@ pub(crate) fn with_unusual_state(work: &mut dyn FnMut()) {
         DS::set_reg(segments.0);
         ES::set_reg(segments.1);
         FS::set_reg(segments.2);
-        GS::set_reg(segments.3);
+        set_gs(segments.3, before.2);
         FsBase::write(before.1);
-        GsBase::write(before.2);
         KernelGsBase::write(before.3);
     }
 }
