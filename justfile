@@ -20,7 +20,7 @@ files := quote(justfile_directory() / 'examples/files')
 host_packages := '-p sandbox-core -p arch-x86_64 -p arch-aarch64 -p sandbox-mode -p qemu-runner'
 miri_packages := '-p sandbox-core'
 guest_libraries := '-p sandbox-core -p sandbox-mode -p platform-qemu -p demo'
-guest_packages := guest_libraries + ' -p conformance -p hello'
+guest_packages := guest_libraries + ' -p conformance -p hello -p threads'
 
 # List the recipes
 default:
@@ -120,15 +120,20 @@ _runner:
 # Each kernel on the default CPU and on one with every feature QEMU has.
 [no-exit-message]
 _boots target: _runner
-    cargo build --quiet --target {{ target }} -p conformance --bin conformance -p hello --bin hello
+    cargo build --quiet --target {{ target }} -p conformance --bin conformance -p threads --bin threads -p hello --bin hello
     cargo build --quiet --target {{ target }} -p platform-qemu --example boot
     cargo build --quiet --target {{ target }} --release -p demo --bin demo
     @sha256=$(cat {{ files }}/picture.png.sha256) && cd "$CARGO_TARGET_DIR/{{ target }}" && {{ runner }} suite \
         debug/conformance --suite conformance --timeout 300 -- \
         debug/conformance --suite conformance --timeout 300 --cpu max -- \
+        debug/threads --suite threads --timeout 300 -- \
+        debug/threads --suite threads --timeout 300 --smp 4 -- \
+        debug/threads --suite threads --timeout 300 --smp 4 --cpu max -- \
         debug/examples/boot --expect ok -- \
         debug/examples/boot --expect ok --cpu max -- \
+        debug/examples/boot --expect ok --smp 8 -- \
         debug/hello -- \
         debug/hello --cpu max -- \
+        debug/hello --smp 4 -- \
         release/demo --icount --directory {{ files }} --expect "$sha256" picture.png certificate.der -- \
         release/demo --icount --directory {{ files }} --expect "$sha256" picture.png certificate.der --cpu max
