@@ -73,7 +73,8 @@ const NO_REPORT: ReportArea = ReportArea {
     registers: Registers { general: [0; 31], sp: 0, elr: 0, spsr: 0, esr: 0, far: 0 },
 };
 
-/// Written by the vectors only, each CPU its own. Nothing returns from the fatal path, so it is used once.
+/// Written by the vectors only, each CPU its own. No exception is expected in the fatal path, so it is used once at a
+/// time.
 static mut REPORT_AREAS: [ReportArea; MAX_CPUS] = [NO_REPORT; MAX_CPUS];
 
 /// A CPU's own.
