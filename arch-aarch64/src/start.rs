@@ -3,6 +3,7 @@
 //! What changes on the CPU, once, and only if the host agrees: TCR_EL1.E0PD0 and E0PD1 are cleared. Everything else that a run
 //! needs it sets on its way in and puts back on its way out.
 
+use core::ops::RangeInclusive;
 use core::ptr::NonNull;
 
 use sandbox_core::arch::FatalHook;
@@ -22,6 +23,9 @@ pub struct CpuConfig {
     /// Whether TCR_EL1.E0PD0 and E0PD1 may be cleared. While they are set, EL0 can't use a half of the address space at all,
     /// which is a defence against timing attacks from user programs (and a cheap one; unmapping the kernel is the other).
     pub clear_e0pd: bool,
+    /// The first and the last of the ASIDs that sandboxes may use on this CPU, if there are any: see
+    /// [`asids`](CpuConfig::asids).
+    pub asids: Option<(u16, u16)>,
 }
 
 impl CpuConfig {
@@ -29,6 +33,27 @@ impl CpuConfig {
     #[must_use]
     pub fn clear_e0pd(mut self, clear: bool) -> Self {
         self.clear_e0pd = clear;
+        self
+    }
+
+    /// The same with ASIDs for sandboxes: calls then flush no translations, as long as enough of them are given (a few dozen
+    /// are; each new sandbox, and each changed one, takes the next, and when all are used up everything is flushed once).
+    ///
+    /// Giving them says of this CPU, for as long as it runs:
+    ///
+    /// 1. The host never uses these ASIDs itself, nor gives them to another HAL. Other CPUs may be given the same.
+    /// 2. Whatever EL0 may access is mapped not-global (nG), in both halves of the address space.
+    /// 3. The host's mappings of what sandboxes share with it don't become global. What is global when a sandbox takes it over
+    ///    is noticed: its calls flush, as if it had no ASID. So map text, constants, the pages of
+    ///    [`Host::map_gate`](sandbox_core::Host::map_gate) and what is granted not-global to gain something.
+    ///
+    /// # Errors
+    ///
+    /// `start_cpu` refuses a range that is empty, that TCR_EL1.AS or ID_AA64MMFR0_EL1.ASIDBits leaves no room for, or that the
+    /// ASID in force is in: [`Error::BadTags`].
+    #[must_use]
+    pub fn asids(mut self, asids: RangeInclusive<u16>) -> Self {
+        self.asids = Some((*asids.start(), *asids.end()));
         self
     }
 }

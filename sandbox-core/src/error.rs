@@ -87,6 +87,15 @@ pub enum Error {
     NoClock,
     /// A sandbox with a time limit, or one that can be cancelled, was called with interrupts masked: nothing could stop it.
     InterruptsMasked,
+    /// The translation tags (ASIDs, PCIDs) that the host gave are none, more than the CPU has, or in use.
+    BadTags {
+        /// The first.
+        first: u16,
+        /// The last.
+        last: u16,
+        /// The highest that the CPU has, as the host set it up.
+        most: u16,
+    },
     /// The host's `map_gate` found no room, or an address that is no good.
     GateNotMapped,
     /// The window is too small, not canonical, or the host maps something in it.
@@ -192,6 +201,12 @@ impl fmt::Display for Error {
             Error::NoClock => write!(f, "the host has no clock: time limits need Host::now"),
             Error::InterruptsMasked => {
                 write!(f, "interrupts are masked, so nothing could stop the call: unmask them, or call without limits")
+            }
+            Error::BadTags { first, last, most } => {
+                write!(
+                    f,
+                    "tags {first} to {last}: give a range that the host does not use, and that ends at {most} or before"
+                )
             }
             Error::GateNotMapped => write!(f, "Host::map_gate returned no usable address: give the gate more room"),
             Error::BadWindow(range) => {
