@@ -58,7 +58,13 @@ unsafe impl Arch for X86_64 {
         start::host_frames(translate, frames)
     }
 
-    unsafe fn start_cpu(&self, gate: Page, config: CpuConfig, hook: FatalHook) -> Result<NonNull<Gate>, Error> {
+    unsafe fn start_cpu(
+        &self,
+        gate: Page,
+        _code: Page,
+        config: CpuConfig,
+        hook: FatalHook,
+    ) -> Result<NonNull<Gate>, Error> {
         crate::probe::probe()?;
         // SAFETY: (1) the caller's promise is the same.
         unsafe { start::start(gate, config, hook) }

@@ -14,16 +14,21 @@ use crate::exit::{FatalReport, Syndrome};
 use crate::format::{Format, MAX_ROOTS};
 use crate::permissions::Access;
 
+pub use crate::tags::Tags;
+
 /// The most frames of gate data a backend may use on a CPU, the host's own that it shows again included.
 pub const MAX_GATE_FRAMES: usize = 8;
 
-/// The roots for one entry, as physical addresses. Both sets have an (empty) table where nothing is mapped.
+/// What one entry runs on: roots, as physical addresses. Both sets have an (empty) table where nothing is mapped.
 #[derive(Clone, Copy, Debug)]
 pub struct ViewRoots {
     /// The sandbox's tables.
     pub view: [u64; MAX_ROOTS],
     /// Tables that map the gate and nothing else, for switches that must pass through common ground.
     pub gate: [u64; MAX_ROOTS],
+    /// The tag to run under. Translations of the view that are cached under it may be used, and stay. `None`: none that was
+    /// cached before may be used, and none of the view's may be left behind.
+    pub tag: Option<u16>,
 }
 
 /// Where sandboxed code begins.
@@ -155,12 +160,20 @@ pub unsafe trait Arch: Send + Sync + Sized + 'static {
     /// The pages of the gate's code.
     fn gate_text() -> PageRange;
 
+    /// Whether the host is to map the gate's code a second time, on pages of its own, at the same address in every address space.
+    /// Then the gate runs there, and what [`gate_text`](Arch::gate_text) names is in no view: for CPUs that can't bear
+    /// translations of one page in different sizes, of which the host may have chosen one for its text.
+    fn remaps_gate_code(&self) -> bool {
+        false
+    }
+
     /// Frames of the host's that the gate shows again on this CPU, behind its own: writes them to `frames` and returns how many.
     /// `translate` tells which frame the host maps at a page. Runs on the CPU that is being started, interrupts masked.
     fn host_frames(&self, translate: &dyn Fn(Page) -> Option<Frame>, frames: &mut [Frame]) -> Result<usize, Error>;
 
     /// Makes this CPU ready: fills its gate data, installs what must be installed, checks what can only be checked here.
-    /// Returns the gate's data, which begins at `gate`. When it fails, the CPU is as before.
+    /// `code` is where the gate's code is mapped in every address space: `gate_text`, or the second mapping of it. Returns the
+    /// gate's data, which begins at `gate`. When it fails, the CPU is as before.
     ///
     /// # Safety
     ///
@@ -168,9 +181,11 @@ pub unsafe trait Arch: Send + Sync + Sized + 'static {
     /// 2. `gate` is the first of `GATE_FRAMES` zeroed pages, followed by those that `host_frames` named, mapped as
     ///    [`Host::map_gate`](crate::Host::map_gate) promises, for ever.
     /// 3. `hook` stays valid for ever.
+    /// 4. `code` is the first page of such a mapping, which stays for ever.
     unsafe fn start_cpu(
         &self,
         gate: Page,
+        code: Page,
         config: Self::CpuConfig,
         hook: FatalHook,
     ) -> Result<NonNull<Self::Gate>, Error>;
@@ -195,6 +210,21 @@ pub unsafe trait Arch: Send + Sync + Sized + 'static {
     /// access the tables allow and the CPU refused. If the way into the sandbox could bring the translation back (since the
     /// host maps its text in large global pages), [`enter`](Arch::enter) must see to that.
     fn flush_page(page: Page);
+
+    /// This CPU's numbers for translation tags, in its gate's data; `None` if it runs all views without.
+    ///
+    /// # Safety
+    ///
+    /// 1. `gate` is this CPU's, and interrupts stay masked for as long as the result is used.
+    /// 2. No other reference to the numbers is in use.
+    unsafe fn tags<'g>(gate: NonNull<Self::Gate>) -> Option<&'g mut Tags> {
+        let _ = gate;
+        None
+    }
+
+    /// Forgets everything that this CPU has cached of unprivileged and the host's translations, under whatever tag. Called with
+    /// interrupts masked, before a number of [`tags`](Arch::tags) is used again.
+    fn flush_tags() {}
 
     /// Sets `registers` for a call: everything the sandboxed code can read is zero except what `start` needs.
     fn prepare(&self, registers: &mut Self::Registers, start: Start);

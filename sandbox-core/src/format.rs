@@ -93,6 +93,20 @@ pub trait Format: Copy + Send + Sync + 'static {
     /// Cached, inner-shareable memory: what the HAL's own frames are.
     fn ordinary_memory(&self) -> MemoryType;
 
+    /// Whether the CPU may find the host's entry `raw`, a leaf, in every address space, whatever the tag. Views that share such a
+    /// page run without tags. To be on the safe side all may, by default.
+    fn is_global(&self, raw: u64) -> bool {
+        let _ = raw;
+        true
+    }
+
+    /// Whether the CPU can bear both of two entries for one page to be cached, `host` in the host's tables and `own` in the
+    /// HAL's. They map the gate, which is executed and accessed while roots change.
+    fn is_compatible(&self, host: u64, own: u64) -> bool {
+        let _ = (host, own);
+        true
+    }
+
     /// Index of `page`'s entry in its table at `level`.
     fn index(&self, page: Page, level: u8) -> usize {
         (page.number() >> (9 * u32::from(level))) as usize & (ENTRIES - 1)

@@ -26,6 +26,7 @@ impl<F: Format, H: Host, A: Arch> HostGrant<'_, F, H, A> {
     /// Grants `range` in `tables`, in blocks as large as the host's where they fit; all of it or nothing.
     pub(crate) fn grant(&self, tables: &mut Tables<F>, range: PageRange) -> Result<Change, Error> {
         let mut rest = range;
+        let global = tables.has_global();
         while !rest.is_empty() {
             match self.grant_one(tables, rest) {
                 Ok(pages) => rest = rest.skip(pages),
@@ -33,6 +34,7 @@ impl<F: Format, H: Host, A: Arch> HostGrant<'_, F, H, A> {
                     let done = range.take(range.count() - rest.count());
                     // Only what was just added goes away again, whole leaves in tables that are private by now: this cannot fail.
                     let _ = tables.unmap(self.frames, done);
+                    tables.set_global(global);
                     return Err(error);
                 }
             }
@@ -83,6 +85,10 @@ impl<F: Format, H: Host, A: Arch> HostGrant<'_, F, H, A> {
                 self.frames.unclaim(mapping.frame.add(index), permissions);
             }
             return Err(error);
+        }
+        // The gate's own pages are the same in all address spaces.
+        if self.privilege == Privilege::Unprivileged && self.format.is_global(mapping.raw) {
+            tables.set_global(true);
         }
         Ok(pages)
     }

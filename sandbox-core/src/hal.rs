@@ -28,11 +28,13 @@ pub struct Hal<H: Host, A: Arch> {
     /// A table without entries: the root where a view has nothing.
     pub(crate) empty: Frame,
     pub(crate) window: PageRange,
+    /// Where the gate's code runs.
+    code: Page,
 }
 
 impl<H: Host, A: Arch> Hal<H, A> {
     /// Examines the machine and the host's image and builds what all sandboxes share. Takes frames from `host` and keeps them;
-    /// changes no CPU state.
+    /// where the backend needs it, has the gate's code mapped once more, for good. Changes no CPU state.
     ///
     /// # Errors
     ///
@@ -47,16 +49,24 @@ impl<H: Host, A: Arch> Hal<H, A> {
             return Err(Error::TooManyCpus { cpus, most: MOST });
         }
         let window = frames.host().window();
-        let mut template = Err(Error::BadWindow(window));
+        let mut checked = Err(Error::BadWindow(window));
         frames.host().with_tables(&mut |roots| {
-            template = check_window(format, window)
-                .and_then(|()| match Tables::first_mapped(format, roots, &frames, window) {
+            checked = check_window(format, window).and_then(|()| {
+                match Tables::first_mapped(format, roots, &frames, window) {
                     Some(_) => Err(Error::BadWindow(window)),
                     None => check_image::<H, A>(&frames),
-                })
-                .and_then(|()| Template::build(&frames, format, roots));
+                }
+            });
         });
+        checked?;
+        let code = match arch.remaps_gate_code() {
+            true => remap_gate_code(&frames, format)?,
+            false => A::gate_text(),
+        };
+        let mut template = Err(Error::BadImage(code));
+        frames.host().with_tables(&mut |roots| template = Template::build(&frames, format, roots, code));
         let mut template = template?;
+        let code = code.start();
         let empty = match frames.allocate(FrameUse::Table) {
             Ok(frame) => frame,
             Err(error) => {
@@ -64,7 +74,7 @@ impl<H: Host, A: Arch> Hal<H, A> {
                 return Err(error);
             }
         };
-        Ok(Hal { arch, frames, template: IrqLock::new(template), cpus: Cpus::new(), empty, window })
+        Ok(Hal { arch, frames, template: IrqLock::new(template), cpus: Cpus::new(), empty, window, code })
     }
 
     /// The host.
@@ -131,8 +141,9 @@ impl<H: Host, A: Arch> Hal<H, A> {
         });
         added?;
         let hook = FatalHook { hal: (&raw const *self).cast(), call: fatal::<H, A> };
-        // SAFETY: (1) the caller's promise; (2) the frames are zeroed and mapped, the host's behind them; (3) `self` is 'static.
-        let gate = unsafe { self.arch.start_cpu(gate, config, hook) }?;
+        // SAFETY: (1) the caller's promise; (2) the frames are zeroed and mapped, the host's behind them; (3) `self` is 'static;
+        // (4) by `new`, in the host's text or where the host mapped it for good.
+        let gate = unsafe { self.arch.start_cpu(gate, self.code, config, hook) }?;
         // Views take over the pages that the gate's address begins.
         if VirtAddr::of(gate.as_ptr()) != range.start().start() {
             return Err(Error::GateNotMapped);
@@ -161,12 +172,7 @@ impl<H: Host, A: Arch> Hal<H, A> {
 
     /// Which frame the host maps at `page`.
     fn host_frame(&self, page: Page) -> Option<Frame> {
-        let mut frame = None;
-        self.host().with_tables(&mut |roots| {
-            frame = walk(self.arch.format(), roots, page, |table, index| self.frames.read(table, index))
-                .map(|mapping| mapping.frame);
-        });
-        frame
+        host_frame(&self.frames, self.arch.format(), page)
     }
 
     fn give_back(&self, frames: &[Frame]) {
@@ -219,6 +225,37 @@ unsafe extern "C" fn fatal<H: Host, A: Arch>(hal: *const c_void, report: &FatalR
     // SAFETY: (1) of this function.
     let hal = unsafe { &*hal.cast::<Hal<H, A>>() };
     hal.host().fatal(report)
+}
+
+/// Which frame the host maps at `page`.
+fn host_frame<H: Host, A: Arch>(frames: &Frames<H, A>, format: A::Format, page: Page) -> Option<Frame> {
+    let mut frame = None;
+    frames.host().with_tables(&mut |roots| {
+        frame = walk(format, roots, page, |table, index| frames.read(table, index)).map(|mapping| mapping.frame);
+    });
+    frame
+}
+
+/// Has the host map the gate's code once more, on pages that nothing else shares a translation with.
+fn remap_gate_code<H: Host, A: Arch>(frames: &Frames<H, A>, format: A::Format) -> Result<PageRange, Error> {
+    let text = A::gate_text();
+    let mut list = [None; MAX_GATE_FRAMES];
+    let count = text.count() as usize;
+    if count > MAX_GATE_FRAMES {
+        return Err(Error::BadImage(text));
+    }
+    for (slot, page) in list.iter_mut().zip(text.pages()) {
+        *slot = Some(host_frame(frames, format, page).ok_or(Error::NotMapped(page))?);
+    }
+    let list = list.map(|frame| frame.unwrap_or(Frame::containing(0)));
+    // SAFETY: (1) text of the host's, which stays (Host, condition 7); (2) nobody writes it.
+    let first = unsafe { frames.host().map_gate(&list[..count], Permissions::READ_EXECUTE) };
+    let range = first.and_then(|first| PageRange::new(first, count as u64)).ok_or(Error::GateNotMapped)?;
+    let mapped = range.pages().zip(&list).all(|(page, &frame)| host_frame(frames, format, page) == Some(frame));
+    if range.overlaps(frames.host().window()) || range.overlaps(text) || !mapped {
+        return Err(Error::GateNotMapped);
+    }
+    Ok(range)
 }
 
 /// The window must be translatable from end to end by one root, hold at least one table's worth of pages, and not begin at

@@ -13,6 +13,7 @@ use crate::grant::HostGrant;
 use crate::host::Host;
 use crate::permissions::{Access, Permissions};
 use crate::tables::Tables;
+use crate::walk::walk;
 
 /// Tables shared by all sandboxes of a HAL.
 pub(crate) struct Template<F: Format> {
@@ -22,17 +23,20 @@ pub(crate) struct Template<F: Format> {
     pub(crate) gate: Tables<F>,
     /// Never run on: the host's code that views don't have. As long as it stands here nobody can be granted it for writing.
     pub(crate) kept: Tables<F>,
+    /// Where the gate's code is, in views as in the host.
+    code: PageRange,
 }
 
 impl<F: Format> Template<F> {
-    /// Builds both from what the host says of its image. Nothing stays behind on failure.
+    /// Builds both from what the host says of its image, with the gate's code at `code`. Nothing stays behind on failure.
     pub(crate) fn build<H: Host, A: Arch<Format = F>>(
         frames: &Frames<H, A>,
         format: F,
         host_roots: &Roots,
+        code: PageRange,
     ) -> Result<Self, Error> {
-        let mut template =
-            Template { tables: Tables::lasting(format), gate: Tables::lasting(format), kept: Tables::new(format) };
+        let (tables, gate) = (Tables::lasting(format), Tables::lasting(format));
+        let mut template = Template { tables, gate, kept: Tables::new(format), code };
         match template.fill(frames, host_roots) {
             Ok(()) => {
                 A::publish_tables();
@@ -69,11 +73,33 @@ impl<F: Format> Template<F> {
             permissions: Permissions::READ_EXECUTE,
         };
         // On pages: a block of the gate's in the view must not be larger than the gate.
-        for page in gate.pages() {
+        for page in self.code.pages() {
             let _ = grant.grant(&mut self.tables, PageRange::single(page))?;
             let _ = grant.grant(&mut self.gate, PageRange::single(page))?;
             if let Some(mapping) = self.gate.lookup(frames, page) {
                 frames.reserve_gate(mapping.frame)?;
+            }
+        }
+        match self.code == gate {
+            true => Ok(()),
+            false => self.check_gate(frames, host_roots, self.code),
+        }
+    }
+
+    /// Checks that the CPU can bear the host's translations of the gate's pages and ours at the same time.
+    fn check_gate<H: Host, A: Arch<Format = F>>(
+        &self,
+        frames: &Frames<H, A>,
+        host_roots: &Roots,
+        range: PageRange,
+    ) -> Result<(), Error> {
+        let format = self.gate.format();
+        for page in range.pages() {
+            let host = walk(format, host_roots, page, |table, index| frames.read(table, index));
+            let own = self.gate.lookup(frames, page);
+            match host.zip(own) {
+                Some((host, own)) if host.level == own.level && format.is_compatible(host.raw, own.raw) => {}
+                _ => return Err(Error::GateNotMapped),
             }
         }
         Ok(())
@@ -105,9 +131,14 @@ impl<F: Format> Template<F> {
     ) -> Result<(), Error> {
         let grant = gate_data(frames, self.tables.format(), host_roots);
         let _ = grant.grant(&mut self.tables, range)?;
+        // Only what was just added goes away again, page by page in tables of our own: this cannot fail.
         if let Err(error) = grant.grant(&mut self.gate, range) {
-            // Only what was just added goes away again, page by page in tables of our own: this cannot fail.
             let _ = self.tables.unmap(frames, range);
+            return Err(error);
+        }
+        if let Err(error) = self.check_gate(frames, host_roots, range) {
+            let _ = self.tables.unmap(frames, range);
+            let _ = self.gate.unmap(frames, range);
             return Err(error);
         }
         A::publish_tables();
@@ -115,7 +146,7 @@ impl<F: Format> Template<F> {
     }
 
     pub(crate) fn destroy<H: Host, A: Arch<Format = F>>(&mut self, frames: &Frames<H, A>) {
-        for page in A::gate_text().pages() {
+        for page in self.code.pages() {
             if let Some(mapping) = self.gate.lookup(frames, page) {
                 frames.release_gate(mapping.frame);
             }

@@ -8,6 +8,7 @@
 //!   `limits` and a [`Cancel`] can stop.
 //! * `view`: the tables a sandbox runs on, begun from the `image` template; `tables`, `grant` and `changes` write them,
 //!   `walk` reads them.
+//! * `tags`: what tells cached translations of one view from those of another.
 //! * `frames` and `record`: where memory comes from, and what each frame is used for.
 
 #![no_std]
@@ -37,6 +38,7 @@ mod run;
 mod sandbox;
 mod spurious;
 mod tables;
+mod tags;
 #[cfg(test)]
 mod tests;
 mod view;

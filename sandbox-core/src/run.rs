@@ -196,11 +196,12 @@ impl<'r, 'a, H: Host, A: Arch, T: Arguments, R: FromBytes + 'static> Run<'r, 'a,
 
     fn enter(&mut self, state: A::InterruptState) -> Result<Trap<A::Interrupt>, Error> {
         let Sandbox { hal, view, registers, stale, .. } = &mut *self.sandbox;
-        let roots = view.roots(hal)?;
         let gate = hal.current_gate()?;
         if let Some(page) = stale.take() {
             A::flush_page(page);
+            view.forget_tag();
         }
+        let roots = view.roots(hal, gate)?;
         // SAFETY: (1) interrupts are masked, and this CPU's gate was looked up since; (2) the view is whole, its gates are up to
         // date, and it is borrowed for the run; (3) `registers` were prepared by `start`, for this view.
         unsafe { hal.arch.enter(gate, registers, &roots, state) }

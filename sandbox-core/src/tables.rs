@@ -54,6 +54,8 @@ pub(crate) struct Tables<F: Format> {
     /// Other tables share these, and CPUs may run on those at any time: what they are made of stays until the end, even
     /// when nothing is left in it.
     lasting: bool,
+    /// Something here is, or was, a page of the host's that the host maps globally.
+    global: bool,
 }
 
 /// Whether the table that a table entry points to is the template's.
@@ -82,7 +84,7 @@ fn mark<F: Format>(ownership: Ownership) -> u64 {
 
 impl<F: Format> Tables<F> {
     pub(crate) const fn new(format: F) -> Self {
-        Tables { format, roots: [None; MAX_ROOTS], lasting: false }
+        Tables { format, roots: [None; MAX_ROOTS], lasting: false, global: false }
     }
 
     /// Tables that others are going to share.
@@ -93,6 +95,16 @@ impl<F: Format> Tables<F> {
     /// Whether others share these tables.
     pub(crate) fn is_lasting(&self) -> bool {
         self.lasting
+    }
+
+    /// Whether a page of the host's that the host maps globally was taken over.
+    pub(crate) fn has_global(&self) -> bool {
+        self.global
+    }
+
+    /// Says whether one was.
+    pub(crate) fn set_global(&mut self, global: bool) {
+        self.global = global;
     }
 
     pub(crate) fn format(&self) -> F {
@@ -111,7 +123,7 @@ impl<F: Format> Tables<F> {
 
     /// Tables with the same content as `self`, all of it shared.
     pub(crate) fn share<H: Host, A: Arch>(&self, frames: &Frames<H, A>) -> Result<Self, Error> {
-        let mut copy = Tables::new(self.format);
+        let mut copy = Tables { global: self.global, ..Tables::new(self.format) };
         for (index, root) in self.roots.iter().enumerate() {
             if let Some(root) = *root {
                 let level = self.format.levels(index) - 1;

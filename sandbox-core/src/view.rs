@@ -4,6 +4,8 @@
 //! writable and executable, and nothing unprivileged in it is the gate's. It changes only while the sandbox isn't
 //! running, which `&mut` says.
 
+use core::ptr::NonNull;
+
 use crate::addr::{Frame, PAGE_SIZE, Page, PageRange, VirtAddr};
 use crate::arch::{Arch, Memory, ViewRoots};
 use crate::error::Error;
@@ -15,6 +17,7 @@ use crate::image::gate_data;
 use crate::permissions::{Access, Permissions};
 use crate::record::FrameUse;
 use crate::tables::{Ownership, Tables};
+use crate::tags::{Choice, Tag, choose};
 use crate::walk::Mapping;
 
 pub(crate) struct View<F: Format> {
@@ -22,6 +25,8 @@ pub(crate) struct View<F: Format> {
     /// How many CPUs had been started when the view last took their gates over.
     gates: usize,
     gate_roots: [u64; MAX_ROOTS],
+    /// What the view last ran under; `None` since it has changed.
+    tag: Option<Tag>,
 }
 
 #[inline]
@@ -35,7 +40,7 @@ impl<F: Format> View<F> {
         let gates = hal.cpus.started();
         hal.template.with(|template| {
             let gate_roots = addresses(template.gate.roots(), hal.empty);
-            Ok(View { tables: template.tables.share(&hal.frames)?, gates, gate_roots })
+            Ok(View { tables: template.tables.share(&hal.frames)?, gates, gate_roots, tag: None })
         })
     }
 
@@ -45,18 +50,46 @@ impl<F: Format> View<F> {
         &self.tables
     }
 
-    /// The roots to run on. Takes over the gates of CPUs that were started since the last time.
-    pub(crate) fn roots<H: Host, A: Arch<Format = F>>(&mut self, hal: &Hal<H, A>) -> Result<ViewRoots, Error> {
+    /// What to run on with `gate`, which is this CPU's. Takes over the gates of CPUs that were started since the last time.
+    /// Interrupts are masked, until the run has ended.
+    pub(crate) fn roots<H: Host, A: Arch<Format = F>>(
+        &mut self,
+        hal: &Hal<H, A>,
+        gate: NonNull<A::Gate>,
+    ) -> Result<ViewRoots, Error> {
         let started = hal.cpus.started();
         if self.gates != started {
             self.adopt_gates(hal)?;
             self.gates = started;
         }
-        Ok(ViewRoots { view: addresses(self.tables.roots(), hal.empty), gate: self.gate_roots })
+        let tag = if self.tables.has_global() { None } else { self.current_tag::<A>(gate) };
+        Ok(ViewRoots { view: addresses(self.tables.roots(), hal.empty), gate: self.gate_roots, tag })
+    }
+
+    /// The tag to run under on the CPU whose gate is `gate`.
+    fn current_tag<A: Arch<Format = F>>(&mut self, gate: NonNull<A::Gate>) -> Option<u16> {
+        // SAFETY: (1) of `roots`; (2) used below alone.
+        let tags = unsafe { A::tags(gate) };
+        // No two CPUs have their gates at one address.
+        self.tag = match choose(tags, self.tables.has_global(), self.tag, gate.addr().get()) {
+            Choice::Flush => None,
+            Choice::Reuse(tag) | Choice::Fresh(tag) => Some(tag),
+            Choice::RollOver(tag) => {
+                A::flush_tags();
+                Some(tag)
+            }
+        };
+        self.tag.map(|tag| tag.number)
+    }
+
+    /// To be called when anything has changed, or what is cached is no good: the next entry uses none of it.
+    pub(crate) fn forget_tag(&mut self) {
+        self.tag = None;
     }
 
     #[cold]
     fn adopt_gates<H: Host, A: Arch<Format = F>>(&mut self, hal: &Hal<H, A>) -> Result<(), Error> {
+        self.forget_tag();
         self.gate_roots = hal.template.with(|template| addresses(template.gate.roots(), hal.empty));
         let mut result = Ok(());
         hal.host().with_tables(&mut |roots| {
@@ -77,6 +110,7 @@ impl<F: Format> View<F> {
         hal: &Hal<H, A>,
         range: PageRange,
     ) -> Result<(), Error> {
+        self.forget_tag();
         for (done, page) in range.pages().enumerate() {
             let result = hal.frames.allocate(FrameUse::Private).and_then(|frame| {
                 let leaf = Leaf {
@@ -102,7 +136,8 @@ impl<F: Format> View<F> {
     /// Removes pages of the sandbox's own.
     pub(crate) fn unmap_private<H: Host, A: Arch<Format = F>>(&mut self, hal: &Hal<H, A>, range: PageRange) {
         // Cannot fail: the sandbox's own pages lie in private tables. They are not in use (module comment), and the next entry
-        // drops what is cached of them.
+        // uses nothing that is cached of them.
+        self.forget_tag();
         let _ = self.tables.unmap(&hal.frames, range);
         A::publish_tables();
     }
@@ -114,6 +149,7 @@ impl<F: Format> View<F> {
         range: PageRange,
         permissions: Permissions,
     ) -> Result<(), Error> {
+        self.forget_tag();
         let mut result = Ok(());
         hal.host().with_tables(&mut |host_roots| {
             let format = self.tables.format();
@@ -141,7 +177,8 @@ impl<F: Format> View<F> {
                 Some(mapping) => rest = rest.skip(mapping.pages_from(page)),
             }
         }
-        // Stale translations: nobody uses them, see the module comment, and the next entry drops them.
+        // Stale translations: nobody uses them, see the module comment, and the next entry won't either.
+        self.forget_tag();
         let result = match permissions {
             Some(permissions) => self.tables.protect(&hal.frames, range, permissions),
             None => self.tables.unmap(&hal.frames, range),

@@ -15,6 +15,8 @@ pub struct Mapping {
     pub permissions: Permissions,
     /// The leaf as it stands in the table.
     pub leaf: Leaf,
+    /// The leaf's entry itself.
+    pub raw: u64,
     /// Whether unprivileged code may use the page, by all levels.
     pub unprivileged: bool,
 }
@@ -33,7 +35,8 @@ pub fn walk<F: Format>(format: F, roots: &Roots, page: Page, read: impl Fn(Frame
     let mut limit = Permissions::ALL;
     let mut allowed = true;
     for level in (0..format.levels(root)).rev() {
-        match format.decode(level, read(table, format.index(page, level))) {
+        let raw = read(table, format.index(page, level));
+        match format.decode(level, raw) {
             Entry::Absent => return None,
             Entry::Table { frame, limit: here, unprivileged } => {
                 table = frame;
@@ -46,6 +49,7 @@ pub fn walk<F: Format>(format: F, roots: &Roots, page: Page, read: impl Fn(Frame
                     level,
                     permissions: limit.intersection(leaf.permissions),
                     leaf,
+                    raw,
                     unprivileged: allowed && leaf.privilege == Privilege::Unprivileged,
                 });
             }

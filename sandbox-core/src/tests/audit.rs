@@ -95,7 +95,7 @@ pub(super) fn audit(rig: &Rig, sandboxes: &[&SimSandbox<'_>]) {
     }
     let (hal, machine) = (rig.hal(), &*rig.machine);
     let host = hal.host();
-    let (gate_text, gate_data) = (rig.layout.gate_text(), rig.layout.gates(0, 24));
+    let (gate_text, gate_data) = (rig.layout.gate_code(), rig.layout.gates(0, 24));
     let gate_frames: BTreeSet<Frame> =
         gate_text.pages().chain(gate_data.pages()).filter_map(|page| Some(machine.host_page(page)?.frame)).collect();
     let mut executable: BTreeSet<Frame> = machine

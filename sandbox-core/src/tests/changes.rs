@@ -91,9 +91,11 @@ fn what_is_not_there_is_not_taken() {
         assert_eq!(sandbox.revoke(layout.data(2, 3)), Err(Error::NotGranted(page(4))));
         assert_eq!(sandbox.revoke(layout.data(1, 2)), Err(Error::NotGranted(page(1))));
         assert_eq!(sandbox.restrict(layout.data(2, 3), R), Err(Error::NotGranted(page(4))));
-        let gate = layout.gate_text();
+        let gate = layout.gate_code();
         assert_eq!(sandbox.revoke(gate), Err(Error::SandboxMemory(gate.start())));
-        assert_eq!(sandbox.revoke(layout.image(514, 6)), Err(Error::SandboxMemory(gate.start())));
+        let text = layout.gate_text().start();
+        let error = if layout.remaps_gate_code { Error::NotGranted(text) } else { Error::SandboxMemory(text) };
+        assert_eq!(sandbox.revoke(layout.image(514, 6)), Err(error));
         let data = layout.gates(0, 1);
         assert_eq!(sandbox.restrict(data, R), Err(Error::SandboxMemory(data.start())));
         let everything = PageRange::new(layout.data(2, 1).start(), 1 << 20).unwrap();

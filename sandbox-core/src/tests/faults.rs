@@ -72,7 +72,7 @@ fn faults_are_told_apart() {
             (layout.image(513, 1).start().start().0, Execute, None),
             (layout.image(513, 1).start().start().0, Write, Some(Permission)),
             (layout.image(1536, 1).start().start().0, Execute, Some(Permission)),
-            (layout.gate_text().start().start().0, Read, Some(Permission)),
+            (layout.gate_code().start().start().0, Read, Some(Permission)),
             (layout.gates(0, 1).start().start().0, Write, Some(Permission)),
             (0, Read, Some(Unmapped)),
             (u64::MAX, Execute, Some(Unmapped)),
@@ -230,7 +230,7 @@ fn a_diagnosis_sees_what_the_sandbox_sees() {
         assert_eq!(probe(start + 4088), ([1, 2, 3, 4, 5, 6, 7, 8].into(), Some(word)));
         assert_eq!(probe(start + 4092), ([5, 6, 7, 8].into(), Some(word >> 32)));
         assert_eq!(probe(start + 8190), ([].into(), None));
-        assert_eq!(probe(layout.gate_text().start().start().0), ([].into(), None));
+        assert_eq!(probe(layout.gate_code().start().start().0), ([].into(), None));
         assert_eq!(probe(layout.last_low().start().0 + 4096), ([].into(), None));
         assert_eq!(probe(u64::MAX - 3), ([].into(), None));
     }

@@ -148,7 +148,8 @@ fn the_gate_is_refused_wherever_it_appears() {
         let data = layout.gates(0, 1);
         rig.machine.map(rig.data(0).start(), rig.machine.host_page(text.start()).unwrap().frame, 0, RW);
         rig.machine.map(rig.data(1).start(), rig.machine.host_page(data.start()).unwrap().frame, 0, RW);
-        for range in [PageRange::single(text.start()), data, rig.data(0), rig.data(1)] {
+        let code = layout.gate_code().take(1);
+        for range in [PageRange::single(text.start()), code, data, rig.data(0), rig.data(1)] {
             assert_eq!(refuse(&rig, &mut sandbox, range, R), Error::SandboxMemory(range.start()));
         }
         for range in [data, rig.data(0), rig.data(1)] {

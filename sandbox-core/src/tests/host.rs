@@ -59,6 +59,13 @@ unsafe impl Host for SimHost {
             if state.no_room_for_gates {
                 return None;
             }
+            if permissions == Permissions::READ_EXECUTE {
+                assert!(self.0.layout.remaps_gate_code);
+                drop(state);
+                let code = self.0.code_at();
+                code.pages().zip(frames).for_each(|(page, &frame)| self.0.map(page, frame, 0, permissions));
+                return Some(code.start());
+            }
             // One page stays free between gates.
             let first = state.next_gate;
             state.next_gate += frames.len() as u64 + 1;

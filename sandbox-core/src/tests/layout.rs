@@ -17,14 +17,34 @@ pub(super) struct Layout {
     pub(super) hierarchical: bool,
     /// First address of the host's half.
     pub(super) top: u64,
+    /// Whether the gate runs on pages of its own.
+    pub(super) remaps_gate_code: bool,
 }
 
-const ONE_ROOT: Layout =
-    Layout { name: "one root", roots: 1, levels: [4, 0], hierarchical: true, top: 0xffff_8000_0000_0000 };
-pub(super) const TWO_ROOTS: Layout =
-    Layout { name: "two roots", roots: 2, levels: [3, 4], hierarchical: true, top: 0xffff_0000_0000_0000 };
-const THREE_LEVELS: Layout =
-    Layout { name: "three levels", roots: 1, levels: [3, 0], hierarchical: false, top: 0xffff_ffc0_0000_0000 };
+const ONE_ROOT: Layout = Layout {
+    name: "one root",
+    roots: 1,
+    levels: [4, 0],
+    hierarchical: true,
+    top: 0xffff_8000_0000_0000,
+    remaps_gate_code: false,
+};
+pub(super) const TWO_ROOTS: Layout = Layout {
+    name: "two roots",
+    roots: 2,
+    levels: [3, 4],
+    hierarchical: true,
+    top: 0xffff_0000_0000_0000,
+    remaps_gate_code: true,
+};
+const THREE_LEVELS: Layout = Layout {
+    name: "three levels",
+    roots: 1,
+    levels: [3, 0],
+    hierarchical: false,
+    top: 0xffff_ffc0_0000_0000,
+    remaps_gate_code: false,
+};
 /// Those that tests go through; under Miri, which is about pointers, the one with the least tables must do.
 pub(super) const LAYOUTS: &[Layout] = if cfg!(miri) { &[THREE_LEVELS] } else { &[ONE_ROOT, TWO_ROOTS, THREE_LEVELS] };
 /// One of them.
@@ -80,6 +100,14 @@ impl Layout {
         self.image(516, 2)
     }
 
+    /// Where the gate's code runs.
+    pub(super) fn gate_code(self) -> PageRange {
+        match self.remaps_gate_code {
+            true => pages_from(page_at(self.top + 11 * GIB), 0, 2),
+            false => self.gate_text(),
+        }
+    }
+
     /// The last page below the host's half that can be translated.
     pub(super) fn last_low(self) -> Page {
         let bits = if self.roots == 2 { self.bits(0) } else { self.bits(0) - 1 };
@@ -116,6 +144,8 @@ pub(super) const USER: u64 = 1 << 5;
 /// Unprivileged code may execute, if it may use it.
 pub(super) const USER_EXECUTE: u64 = 1 << 6;
 pub(super) const GLOBAL: u64 = 1 << 7;
+/// Other entries for the page can't be borne.
+pub(super) const UNUSUAL: u64 = 1 << 62;
 pub(super) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// Where the memory type is: in another place for blocks.
@@ -190,6 +220,14 @@ impl Format for SimFormat {
 
     fn ordinary_memory(&self) -> MemoryType {
         CACHED
+    }
+
+    fn is_global(&self, raw: u64) -> bool {
+        raw & GLOBAL != 0
+    }
+
+    fn is_compatible(&self, host: u64, own: u64) -> bool {
+        (host ^ own) & ADDRESS == 0 && host & UNUSUAL == 0
     }
 }
 

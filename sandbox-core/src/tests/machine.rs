@@ -49,8 +49,12 @@ pub(super) struct State {
     /// Where gates' data appears, if not at the layout's place.
     pub(super) gates_at: Option<PageRange>,
     pub(super) gates: Vec<Frame>,
+    /// Where the gate's code appears, if not at the layout's place.
+    pub(super) code_at: Option<PageRange>,
     pub(super) no_room_for_gates: bool,
     pub(super) from_end: bool,
+    /// Whether the host maps its own pages globally.
+    pub(super) global: bool,
     /// What the host's clock shows; `None`: it has none.
     pub(super) clock: Option<u64>,
     /// What the HAL reported last.
@@ -83,6 +87,11 @@ unsafe impl Sync for Machine {}
 impl Machine {
     /// A machine with an image and nothing else mapped.
     pub(super) fn new(layout: Layout) -> Machine {
+        Machine::mapped(layout, true)
+    }
+
+    /// The same, with everything mapped globally or not.
+    pub(super) fn mapped(layout: Layout, global: bool) -> Machine {
         let state = State {
             free: (FIRST..FIRST + FRAMES).collect(),
             taken: BTreeSet::new(),
@@ -94,8 +103,10 @@ impl Machine {
             fatal: None,
             abandoned: false,
             gates: Vec::new(),
+            code_at: None,
             no_room_for_gates: false,
             from_end: false,
+            global,
         };
         // Hundreds of pages take minutes under Miri.
         let (text, read_only) = match cfg!(miri) {
@@ -182,6 +193,11 @@ impl Machine {
     /// Lets gates appear in `range`.
     pub(super) fn gates_at(&self, range: PageRange) {
         self.state().gates_at = Some(range);
+    }
+
+    /// Where the gate's code appears when it is mapped a second time.
+    pub(super) fn code_at(&self) -> PageRange {
+        self.state().code_at.unwrap_or(self.layout.gate_code())
     }
 
     /// Gives up the check at the end.
@@ -276,10 +292,16 @@ impl Machine {
         self.set_entry(table, index, change(self.entry(table, index)));
     }
 
-    /// Maps one page or block in the host's tables, as the host's own and global.
+    /// Maps what follows globally or not.
+    pub(super) fn map_globally(&self, global: bool) {
+        self.state().global = global;
+    }
+
+    /// Maps one page or block in the host's tables, as the host's own.
     pub(super) fn map(&self, page: Page, frame: Frame, level: u8, permissions: Permissions) {
         let leaf = Leaf { frame, permissions, privilege: Privilege::Privileged, memory: CACHED };
-        let raw = SimFormat(self.layout).encode_leaf(level, leaf) | GLOBAL;
+        let global = if self.state().global { GLOBAL } else { 0 };
+        let raw = SimFormat(self.layout).encode_leaf(level, leaf) | global;
         self.edit(page, level, |_| raw);
     }
 

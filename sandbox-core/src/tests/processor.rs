@@ -4,14 +4,14 @@ use core::cell::RefCell;
 use core::ptr::NonNull;
 use std::alloc::{alloc_zeroed, dealloc};
 use std::boxed::Box;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::vec::Vec;
 
 use super::layout::{SimFormat, Translation};
 use super::machine::Machine;
 use crate::addr::{Frame, PAGE_SIZE, Page, PageRange, VirtAddr};
-use crate::arch::{Arch, Cause, FatalHook, Memory, Refusal, Start, Trap, ViewRoots};
+use crate::arch::{Arch, Cause, FatalHook, Memory, Refusal, Start, Tags, Trap, ViewRoots};
 use crate::argument::{Block, Part};
 use crate::error::{Error, Unsupported};
 use crate::permissions::Access;
@@ -42,6 +42,25 @@ pub(super) struct Cpu {
     /// Where to look at the sandbox's memory in the next diagnosis, and what was there.
     pub(super) probe: Option<VirtAddr>,
     pub(super) probed: Option<(Vec<u8>, Option<u64>)>,
+    /// Where the gate's code runs.
+    code: Option<Page>,
+    /// The numbers that CPUs were started with, by their indices.
+    numbers: BTreeMap<usize, Numbers>,
+    /// What is cached, by CPU, tag and page number. Nobody takes anything out but who flushes.
+    cached: BTreeMap<(usize, u16, u64), Translation>,
+    /// The tags of entries so far, and how often all was flushed.
+    pub(super) tags: Vec<Option<u16>>,
+    pub(super) tag_flushes: usize,
+}
+
+/// Numbers at a place of their own, as in a gate.
+struct Numbers(NonNull<Tags>);
+
+impl Drop for Numbers {
+    fn drop(&mut self) {
+        // SAFETY: from a box, and the CPU runs no more.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
 }
 
 impl Cpu {
@@ -107,6 +126,7 @@ pub(super) struct Registers {
 pub(super) struct Guest<'a> {
     machine: &'a Machine,
     roots: [Option<Frame>; 2],
+    tag: Option<u16>,
     pub(super) registers: &'a mut Registers,
 }
 
@@ -131,7 +151,9 @@ impl Guest<'_> {
 
     /// The translation, if unprivileged code has the access.
     pub(super) fn reach(&self, address: u64, access: Access) -> Result<Translation, Cause> {
-        let found = self.machine.translate(self.roots, address).filter(|found| {
+        let found = self.machine.translate(self.roots, address);
+        self.look_up(address, found);
+        let found = found.filter(|found| {
             found.user
                 && match access {
                     Access::Read => found.read,
@@ -140,6 +162,19 @@ impl Guest<'_> {
                 }
         });
         found.ok_or(refused(address, access))
+    }
+
+    /// What is cached for `address` must be what the tables say.
+    fn look_up(&self, address: u64, found: Option<Translation>) {
+        let Some(tag) = self.tag else { return };
+        cpu(|cpu| {
+            let key = (cpu.index, tag, address / PAGE_SIZE as u64);
+            if let Some(cached) = cpu.cached.get(&key) {
+                assert_eq!(Some(*cached), found, "a stale translation of {address:#x} under tag {tag}");
+            } else if let Some(found) = found {
+                cpu.cached.insert(key, found);
+            }
+        });
     }
 
     fn pieces(
@@ -262,7 +297,7 @@ pub(super) struct SimArch;
 // SAFETY: no code of a sandbox's runs for real; steps are the tests' own.
 unsafe impl Arch for SimArch {
     type Format = SimFormat;
-    type CpuConfig = ();
+    type CpuConfig = Option<(u16, u16)>;
     type Gate = u64;
     type Registers = Registers;
     type InterruptState = bool;
@@ -282,6 +317,10 @@ unsafe impl Arch for SimArch {
         machine().layout.gate_text()
     }
 
+    fn remaps_gate_code(&self) -> bool {
+        machine().layout.remaps_gate_code
+    }
+
     fn host_frames(&self, translate: &dyn Fn(Page) -> Option<Frame>, frames: &mut [Frame]) -> Result<usize, Error> {
         let pages = cpu(|cpu| cpu.task_state.clone());
         for (index, &page) in pages.iter().enumerate() {
@@ -290,12 +329,25 @@ unsafe impl Arch for SimArch {
         Ok(pages.len())
     }
 
-    unsafe fn start_cpu(&self, gate: Page, (): (), hook: FatalHook) -> Result<NonNull<u64>, Error> {
+    unsafe fn start_cpu(
+        &self,
+        gate: Page,
+        code: Page,
+        tags: Option<(u16, u16)>,
+        hook: FatalHook,
+    ) -> Result<NonNull<u64>, Error> {
         assert!(interrupts_masked());
         if let Some(feature) = cpu(|cpu| cpu.unsupported) {
             return Err(feature.into());
         }
-        cpu(|cpu| cpu.hook = Some(hook));
+        cpu(|cpu| {
+            cpu.hook = Some(hook);
+            cpu.code = Some(code);
+            if let Some((first, last)) = tags {
+                let numbers = Box::into_raw(Box::new(Tags::new(first, last).unwrap()));
+                cpu.numbers.insert(cpu.index, Numbers(NonNull::new(numbers).unwrap()));
+            }
+        });
         Ok(NonNull::new(core::ptr::with_exposed_provenance_mut(gate.start().0 as usize)).unwrap())
     }
 
@@ -316,7 +368,26 @@ unsafe impl Arch for SimArch {
     }
 
     fn flush_page(page: Page) {
-        cpu(|cpu| cpu.flushed.push(page));
+        cpu(|cpu| {
+            cpu.flushed.push(page);
+            let here = cpu.index;
+            cpu.cached.retain(|&(index, _, number), _| index != here || number != page.number());
+        });
+    }
+
+    unsafe fn tags<'g>(_gate: NonNull<u64>) -> Option<&'g mut Tags> {
+        let numbers = cpu(|cpu| cpu.numbers.get(&cpu.index).map(|numbers| numbers.0))?;
+        // SAFETY: (2) nobody else uses them, and they stay as long as the CPU does.
+        Some(unsafe { &mut *numbers.as_ptr() })
+    }
+
+    fn flush_tags() {
+        assert!(interrupts_masked());
+        cpu(|cpu| {
+            cpu.tag_flushes += 1;
+            let here = cpu.index;
+            cpu.cached.retain(|&(index, ..), _| index != here);
+        });
     }
 
     fn prepare(&self, registers: &mut Registers, start: Start) {
@@ -335,7 +406,9 @@ unsafe impl Arch for SimArch {
         let view = roots.view.map(Frame::from_start);
         // Without the gate in all three address spaces the machine would be lost here.
         let data = PageRange::new(VirtAddr(gate.addr().get() as u64).page(), 2).unwrap();
-        for page in Self::gate_text().pages().chain(data.pages()) {
+        let code = PageRange::new(cpu(|cpu| cpu.code).unwrap(), Self::gate_text().count()).unwrap();
+        assert_eq!(code != Self::gate_text(), self.remaps_gate_code());
+        for page in code.pages().chain(data.pages()) {
             let at = |roots| machine.translate(roots, page.start().0);
             let host = at(machine.roots()).expect("the gate is not in the host");
             for roots in [view, roots.gate.map(Frame::from_start)] {
@@ -345,9 +418,10 @@ unsafe impl Arch for SimArch {
         }
         let step = cpu(|cpu| {
             cpu.entered += 1;
+            cpu.tags.push(roots.tag);
             cpu.program.pop_front()
         });
-        let mut guest = Guest { machine: &machine, roots: view, registers };
+        let mut guest = Guest { machine: &machine, roots: view, tag: roots.tag, registers };
         let result = match step {
             Some(step) => step(&mut guest),
             None => guest.call(),

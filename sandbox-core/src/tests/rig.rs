@@ -62,9 +62,14 @@ impl Rig {
 
     /// Goes on as CPU `index`, which is started.
     pub(super) fn start_cpu(&self, index: usize) -> Result<(), Error> {
+        self.start_cpu_with(index, None)
+    }
+
+    /// The same with tags.
+    pub(super) fn start_cpu_with(&self, index: usize, tags: Option<(u16, u16)>) -> Result<(), Error> {
         cpu(|cpu| cpu.index = index);
         // SAFETY: the simulated CPU has no state that start-up could spoil.
-        let result = unsafe { self.forever().start_cpu(()) };
+        let result = unsafe { self.forever().start_cpu(tags) };
         assert!(!interrupts_masked());
         result
     }
