@@ -5,12 +5,13 @@ use core::ptr::NonNull;
 
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{DAIF, Readable};
-use sandbox_core::arch::{Cause, FatalHook, Memory, Start, Trap, ViewRoots};
+use sandbox_core::arch::{Cause, FatalHook, Memory, Start, Tags, Trap, ViewRoots};
 use sandbox_core::{Arch, Error, Frame, Page, PageRange, VirtAddr};
 
+use crate::asids::Setting;
 use crate::diagnose;
 use crate::format::Vmsa;
-use crate::gate::{self, FIQ, FRAME_END, Gate, IRQ, RETURNED, State, sandbox_gate_enter};
+use crate::gate::{self, FIQ, FRAME_END, Gate, IRQ, RETURNED, State};
 use crate::probe::Cpu;
 use crate::registers::Registers;
 use crate::start::{self, CpuConfig};
@@ -61,13 +62,23 @@ unsafe impl Arch for Aarch64 {
         gate::text()
     }
 
+    fn remaps_gate_code(&self) -> bool {
+        true
+    }
+
     fn host_frames(&self, _translate: &dyn Fn(Page) -> Option<Frame>, _frames: &mut [Frame]) -> Result<usize, Error> {
         Ok(0)
     }
 
-    unsafe fn start_cpu(&self, gate: Page, config: CpuConfig, hook: FatalHook) -> Result<NonNull<Gate>, Error> {
+    unsafe fn start_cpu(
+        &self,
+        gate: Page,
+        code: Page,
+        config: CpuConfig,
+        hook: FatalHook,
+    ) -> Result<NonNull<Gate>, Error> {
         // SAFETY: (1) the caller's promise is the same.
-        unsafe { start::start(self.format, gate, config, hook) }
+        unsafe { start::start(self.format, gate, code, config, hook) }
     }
 
     #[inline(always)]
@@ -110,6 +121,18 @@ unsafe impl Arch for Aarch64 {
         }
     }
 
+    unsafe fn tags<'g>(gate: NonNull<Gate>) -> Option<&'g mut Tags> {
+        // SAFETY: (1), (2).
+        let asids = unsafe { &mut (*gate.as_ptr()).state.asids };
+        asids.as_mut().map(|asids| &mut asids.tags)
+    }
+
+    #[cold]
+    fn flush_tags() {
+        // SAFETY: dropping translations changes no access that the tables allow.
+        unsafe { asm!("dsb nshst", "tlbi vmalle1", "dsb nsh", "isb", options(nostack, preserves_flags)) };
+    }
+
     fn prepare(&self, registers: &mut Registers, start: Start) {
         registers.clear();
         registers.pc = gate::launch();
@@ -132,11 +155,17 @@ unsafe impl Arch for Aarch64 {
             let features = (*state).features;
             let host = host_pstate(features);
             (*state).host_pstate = host;
-            (*state).view_roots = roots.view;
-            (*state).gate_roots = roots.gate;
+            match roots.tag {
+                None => {
+                    (*state).way = 0;
+                    (*state).view_roots = roots.view;
+                    (*state).gate_roots = roots.gate;
+                }
+                Some(asid) => prepare_switch(state, roots, asid),
+            }
             registers.pstate = sandbox_pstate(registers.pstate, daif, host, features);
             let closed = Closed::close((*state).units);
-            let ending = sandbox_gate_enter(state.cast::<u8>().add(FRAME_END), registers);
+            let ending = ((*state).enter)(state.cast::<u8>().add(FRAME_END), registers);
             closed.open();
             (state, ending)
         };
@@ -170,5 +199,26 @@ unsafe impl Arch for Aarch64 {
 
     fn program_counter(registers: &Registers) -> VirtAddr {
         VirtAddr(registers.pc)
+    }
+}
+
+/// Fills in what the gate needs for a run under `asid`.
+///
+/// # Safety
+///
+/// 1. `state` is this CPU's, and nobody else's until interrupts are on again.
+#[inline]
+unsafe fn prepare_switch(state: *mut State, roots: &ViewRoots, asid: u16) {
+    // SAFETY: (1).
+    let Some(asids) = (unsafe { (*state).asids }) else { return };
+    let host = if asids.borrows() { Setting::read() } else { Setting::NONE };
+    let switch = asids.switch(roots.view, asid, roots.empty, host);
+    // SAFETY: (1).
+    unsafe {
+        (*state).way = switch.way;
+        (*state).view_roots = switch.view;
+        (*state).pass_roots = switch.pass;
+        (*state).host_tcr = switch.host_tcr;
+        (*state).run_tcr = switch.run_tcr;
     }
 }

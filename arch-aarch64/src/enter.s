@@ -8,7 +8,7 @@
 //   | 2  sp = the end of the frame, and then the gate's vectors: from here on an exception finds the gate's
 //   |    data, wherever it comes
 //   | 3  the sandbox's registers, those that EL0 alone uses first; x0 and x1 wait in the frame
-//   | 4  the view's roots
+//   | 4  the view's roots: by the flush policy, or one of the others
 //   v 5  x0 and x1; eret: EL0
 //
 // Between 2 and 5 nothing is pushed, and after 3 only the gate's data is read.
@@ -70,9 +70,25 @@ sandbox_gate_enter:
     ldp x28, x29, [x1, #{X} + {PAIR} * 14]
     ldr x30, [x1, #{X} + {PAIR} * 15]
 
-    sandbox_gate_switch_roots {VIEW_ROOTS}
+    ldr x0, [sp, #{WAY}]
+    cbnz x0, sandbox_gate_enter_tagged
+    sandbox_gate_switch_flushed {VIEW_ROOTS}
+sandbox_gate_go:
     ldp x0, x1, [sp, #{FRAME_X}]
     eret
     // No speculation beyond.
     dsb nsh
     isb
+
+sandbox_gate_enter_tagged:
+    tbnz x0, #{HIGH_BIT}, 2f
+    tbnz x0, #{BORROW_BIT}, 1f
+    sandbox_gate_switch_tagged 0, 1, {VIEW_ROOTS}
+    b sandbox_gate_go
+1:  sandbox_gate_enter_borrowed 0, 1
+    b sandbox_gate_go
+2:  tbnz x0, #{BORROW_BIT}, 3f
+    sandbox_gate_switch_tagged 1, 0, {VIEW_ROOTS}
+    b sandbox_gate_go
+3:  sandbox_gate_enter_borrowed 1, 0
+    b sandbox_gate_go

@@ -9,11 +9,14 @@
 // A return (svc #0) skips 1: what the sandbox left in its registers is of no use to anyone. The host's stack is used only
 // after its roots, its vectors and its PAN are back.
 
-// Steps 2 and 3; uses x0, x1 and x3 to x5.
+// Steps 2 and 3; uses x0, x1, x3 to x5 and x30.
 .macro sandbox_gate_restore_host
-    sandbox_gate_switch_roots {HOST_ROOTS}
-    sandbox_gate_flush
-    ldp x0, x1, [sp, #{HOST_SP_EL0}]    // and the thread pointer
+    ldr x0, [sp, #{WAY}]
+    cbz x0, 1f
+    bl sandbox_gate_leave_tagged
+    b 2f
+1:  sandbox_gate_switch_flushed {HOST_ROOTS}
+2:  ldp x0, x1, [sp, #{HOST_SP_EL0}]    // and the thread pointer
     msr sp_el0, x0
     msr tpidr_el0, x1
     ldp x0, x1, [sp, #{HOST_ELR}]       // and SPSR
@@ -86,6 +89,20 @@ sandbox_gate_leave:
     ldp x18, x19, [sp], #{SAVED_SIZE}
     ret
 
+// The host's roots by the ASID policy; x0 has the bits of the way.
+sandbox_gate_leave_tagged:
+    tbnz x0, #{HIGH_BIT}, 2f
+    tbnz x0, #{BORROW_BIT}, 1f
+    sandbox_gate_switch_tagged 0, 1, {HOST_ROOTS}
+    ret
+1:  sandbox_gate_leave_borrowed 0, 1
+    ret
+2:  tbnz x0, #{BORROW_BIT}, 3f
+    sandbox_gate_switch_tagged 1, 0, {HOST_ROOTS}
+    ret
+3:  sandbox_gate_leave_borrowed 1, 0
+    ret
+
 // An exception of the gate's own, or one that cannot happen: as much of the host as can be is put back, and the host is told.
 sandbox_gate_fatal:
     mrs x19, esr_el1
@@ -100,7 +117,8 @@ sandbox_gate_fatal:
     mov x2, x20
     mov x3, x21
     mov x29, xzr
-    bl {fatal}
+    ldr x4, [x4, #{FATAL}]              // not in the gate, which may run anywhere
+    blr x4
 1:  b 1b
 
 .balign 4096

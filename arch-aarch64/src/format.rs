@@ -32,11 +32,14 @@ const ACCESSED: u64 = 1 << 10;
 const NOT_GLOBAL: u64 = 1 << 11;
 /// Branch targets are checked in this page.
 const GUARDED: u64 = 1 << 50;
+/// The page is one of sixteen that the CPU may cache as one.
+const CONTIGUOUS: u64 = 1 << 52;
 const PRIVILEGED_EXECUTE_NEVER: u64 = 1 << 53;
 const UNPRIVILEGED_EXECUTE_NEVER: u64 = 1 << 54;
 
-/// What [`MemoryType`] holds, all of it at the same place at every level.
-const MEMORY: u64 = ATTRIBUTE_INDEX | NON_SECURE | SHAREABILITY | GUARDED;
+/// What [`MemoryType`] holds, all of it at the same place at every level. Being global or not counts for the gate's pages alone,
+/// which are the same in all address spaces; everything unprivileged is not.
+const MEMORY: u64 = ATTRIBUTE_INDEX | NON_SECURE | SHAREABILITY | GUARDED | NOT_GLOBAL;
 
 /// Attributes of a table entry, which limit what is below (Arm ARM, section D8.3.1.1).
 const TABLE_PRIVILEGED_EXECUTE_NEVER: u64 = 1 << 59;
@@ -199,7 +202,7 @@ impl Format for Vmsa {
     }
 
     fn encode_leaf(&self, level: u8, leaf: Leaf) -> u64 {
-        let mut raw = leaf.frame.start() | leaf.memory.0 | VALID | ACCESSED | NOT_GLOBAL;
+        let mut raw = leaf.frame.start() | leaf.memory.0 | VALID | ACCESSED;
         if level == 0 {
             raw |= TABLE_OR_PAGE;
         }
@@ -209,15 +212,26 @@ impl Format for Vmsa {
         let executable = leaf.permissions.allows(Access::Execute);
         raw | match leaf.privilege {
             Privilege::Privileged if executable => UNPRIVILEGED_EXECUTE_NEVER,
-            Privilege::Unprivileged if executable => UNPRIVILEGED | PRIVILEGED_EXECUTE_NEVER,
+            Privilege::Unprivileged if executable => NOT_GLOBAL | UNPRIVILEGED | PRIVILEGED_EXECUTE_NEVER,
             Privilege::Privileged => UNPRIVILEGED_EXECUTE_NEVER | PRIVILEGED_EXECUTE_NEVER,
-            Privilege::Unprivileged => UNPRIVILEGED | UNPRIVILEGED_EXECUTE_NEVER | PRIVILEGED_EXECUTE_NEVER,
+            Privilege::Unprivileged => {
+                NOT_GLOBAL | UNPRIVILEGED | UNPRIVILEGED_EXECUTE_NEVER | PRIVILEGED_EXECUTE_NEVER
+            }
         }
     }
 
     #[inline]
     fn ordinary_memory(&self) -> MemoryType {
         self.ordinary
+    }
+
+    fn is_global(&self, raw: u64) -> bool {
+        raw & NOT_GLOBAL == 0
+    }
+
+    fn is_compatible(&self, host: u64, own: u64) -> bool {
+        // Permissions may differ: the CPU takes those of either (Arm ARM, section D8.17.1).
+        (host ^ own) & (ADDRESS | MEMORY | CONTIGUOUS) == 0
     }
 
     #[inline]

@@ -1,6 +1,6 @@
 //! The gate: the code and the per-CPU data through which control passes between host and sandbox.
 //!
-//! The code is one page: the exception vectors (`vectors.s`), then `enter.s` and `exit.s`, each of which draws its protocol, on
+//! The code is one page, which the host maps once more for it to run at: the exception vectors (`vectors.s`), then `enter.s` and `exit.s`, each of which draws its protocol, on
 //! top of `roots.s`. The data is one frame for each CPU, which holds the [`State`]:
 //!
 //! ```text
@@ -18,6 +18,7 @@ use sandbox_core::PAGE_SIZE;
 use sandbox_core::arch::FatalHook;
 use sandbox_core::format::MAX_ROOTS;
 
+use crate::asids::Asids;
 use crate::registers::Registers;
 use crate::state::Units;
 
@@ -46,11 +47,41 @@ pub(crate) struct State {
     pub(crate) features: u64,
     /// The host's values of them.
     pub(crate) host_pstate: u64,
+    /// How to change the roots: the bits of `asids::way`.
+    pub(crate) way: u64,
     pub(crate) view_roots: [u64; MAX_ROOTS],
+    /// By the flush policy: the gate-only tables.
     pub(crate) gate_roots: [u64; MAX_ROOTS],
+    /// By the ASID policy, as in `asids::Switch`.
+    pub(crate) pass_roots: [u64; MAX_ROOTS],
+    pub(crate) host_tcr: u64,
+    pub(crate) run_tcr: u64,
+    /// What an exception of the gate's own calls.
+    pub(crate) fatal: Fatal,
+    /// `sandbox_gate_enter`, where the gate runs.
+    pub(crate) enter: Enter,
+    pub(crate) asids: Option<Asids>,
     pub(crate) units: Units,
     pub(crate) hook: FatalHook,
 }
+
+/// Runs the sandbox whose registers are in `registers` until control comes back; says how it ended. Unless that is
+/// `RETURNED`, the frame then holds its registers. The protocol is in `enter.s`.
+///
+/// # Safety
+///
+/// 1. All exceptions are masked; `sp` is the end of the frame in this CPU's state.
+/// 2. `registers` are a sandbox's, with a `pstate` made by `sandbox_pstate`.
+/// 3. The state's `view_roots` are those of a view that maps the gate, its `gate_roots` map the gate alone; `features`
+///    and `host_pstate` are this CPU's; `way` and what it needs were made for this entry.
+pub(crate) type Enter = unsafe extern "C" fn(sp: *mut u8, registers: *const Registers) -> u64;
+
+/// Reports an exception of privileged code during a run, or one that cannot happen. On the host's stack, in its address space.
+///
+/// # Safety
+///
+/// 1. `sp` is the end of the frame in this CPU's state.
+pub(crate) type Fatal = unsafe extern "C" fn(sp: *const u8, esr: u64, elr: u64, far: u64) -> !;
 
 /// Where SP_EL1 points during a run, from the start of the state.
 pub(crate) const FRAME_END: usize = offset_of!(State, frame) + size_of::<Registers>();
@@ -75,15 +106,16 @@ impl Gate {
 }
 
 #[cfg(all(target_arch = "aarch64", target_os = "none"))]
-pub(crate) use code::{launch, sandbox_gate_enter, text};
+pub(crate) use code::{enter_at, fatal, launch, text};
 
 #[cfg(all(target_arch = "aarch64", target_os = "none"))]
 mod code {
     use core::mem::offset_of;
 
-    use sandbox_core::{FatalReport, PageRange, Syndrome, VirtAddr};
+    use sandbox_core::{FatalReport, Page, PageRange, Syndrome, VirtAddr};
 
-    use super::{FIQ, FRAME_END, IRQ, RETURNED, SYNCHRONOUS, State};
+    use super::{Enter, FIQ, FRAME_END, IRQ, RETURNED, SYNCHRONOUS, State};
+    use crate::asids::way;
     use crate::diagnose::{RETURN_SYNDROME, class};
     use crate::registers::Registers;
     use crate::state::pstate;
@@ -116,6 +148,13 @@ mod code {
         FEATURES = const from_sp!(features),
         VIEW_ROOTS = const from_sp!(view_roots),
         GATE_ROOTS = const from_sp!(gate_roots),
+        PASS_ROOTS = const from_sp!(pass_roots),
+        HOST_TCR = const from_sp!(host_tcr),
+        RUN_TCR = const from_sp!(run_tcr),
+        WAY = const from_sp!(way),
+        HIGH_BIT = const way::HIGH_BIT,
+        BORROW_BIT = const way::BORROW_BIT,
+        FATAL = const from_sp!(fatal),
         X = const offset_of!(Registers, x),
         SP = const offset_of!(Registers, sp),
         PC = const offset_of!(Registers, pc),
@@ -137,27 +176,28 @@ mod code {
         SSBS_BIT = const pstate::SSBS_BIT,
         TCO = const pstate::TCO,
         TCO_BIT = const pstate::TCO_BIT,
-        fatal = sym fatal,
     );
 
     unsafe extern "C" {
         static sandbox_gate_start: u8;
         static sandbox_gate_end: u8;
         static sandbox_gate_launch: u8;
-
-        /// Runs the sandbox whose registers are in `registers` until control comes back; says how it ended. Unless that is
-        /// `RETURNED`, the frame then holds its registers. The protocol is in `enter.s`.
-        ///
-        /// # Safety
-        ///
-        /// 1. All exceptions are masked; `sp` is the end of the frame in this CPU's state.
-        /// 2. `registers` are a sandbox's, with a `pstate` made by `sandbox_pstate`.
-        /// 3. The state's `view_roots` are those of a view that maps the gate, its `gate_roots` map the gate alone; `features`
-        ///    and `host_pstate` are this CPU's.
-        pub(crate) fn sandbox_gate_enter(sp: *mut u8, registers: *const Registers) -> u64;
+        static sandbox_gate_enter: u8;
     }
 
-    /// The gate's code.
+    /// The way in, when the gate's code runs at `code`.
+    ///
+    /// # Safety
+    ///
+    /// 1. The gate's code is mapped there, from its first page on.
+    pub(crate) unsafe fn enter_at(code: Page) -> Enter {
+        let offset = (&raw const sandbox_gate_enter).addr() - (&raw const sandbox_gate_start).addr();
+        let entry = core::ptr::with_exposed_provenance::<()>(code.start().0 as usize + offset);
+        // SAFETY: (1), so this is where the routine begins, which is as its type says and finds its parts by their distance.
+        unsafe { core::mem::transmute::<*const (), Enter>(entry) }
+    }
+
+    /// The gate's code, as the image has it.
     pub(crate) fn text() -> PageRange {
         let (start, end) = (VirtAddr::of(&raw const sandbox_gate_start), VirtAddr::of(&raw const sandbox_gate_end));
         // Both are aligned to pages in `vectors.s` and `exit.s`.
@@ -169,13 +209,12 @@ mod code {
         VirtAddr::of(&raw const sandbox_gate_launch).0
     }
 
-    /// Called by the gate on the host's stack, in its address space, after an exception of privileged code during a run, or one
-    /// that cannot happen.
+    /// The [`Fatal`](super::Fatal) of all gates.
     ///
     /// # Safety
     ///
-    /// 1. `sp` is the end of the frame in this CPU's state.
-    unsafe extern "C" fn fatal(sp: *const u8, esr: u64, elr: u64, far: u64) -> ! {
+    /// 1. As there.
+    pub(crate) unsafe extern "C" fn fatal(sp: *const u8, esr: u64, elr: u64, far: u64) -> ! {
         let report = FatalReport {
             syndrome: Syndrome { class: class(esr), detail: esr },
             at: VirtAddr(elr),

@@ -3,7 +3,7 @@
 //! * `gate`, with `vectors.s`, `roots.s`, `enter.s` and `exit.s`: how control passes, and the per-CPU data it passes through.
 //! * `start`: what changes on each CPU, once. `probe`: what must be on or off before.
 //! * `state`: the register table, and what a run closes and opens. `system`: registers that need a name.
-//! * `format`: page tables. `registers`: a sandbox's registers. `diagnose`: from syndrome to cause.
+//! * `asids`: runs that flush nothing. `format`: page tables. `registers`: a sandbox's registers. `diagnose`: from syndrome to cause.
 //!
 //! The host runs at EL1 on SP_EL1, with a 4 KiB granule. On anything but bare metal only the parts without privileged
 //! instructions are built, for their tests.
@@ -13,6 +13,8 @@
 #[cfg(test)]
 extern crate std;
 
+#[cfg_attr(not(all(target_arch = "aarch64", target_os = "none")), allow(dead_code))]
+mod asids;
 #[cfg_attr(not(all(target_arch = "aarch64", target_os = "none")), allow(dead_code))]
 mod diagnose;
 mod format;

@@ -3,14 +3,17 @@
 //! What changes on the CPU, once, and only if the host agrees: TCR_EL1.E0PD0 and E0PD1 are cleared. Everything else that a run
 //! needs it sets on its way in and puts back on its way out.
 
+use core::arch::asm;
 use core::ops::RangeInclusive;
 use core::ptr::NonNull;
 
+use aarch64_cpu::registers::{ID_AA64MMFR0_EL1, Readable, TCR_EL1, TTBR0_EL1, TTBR1_EL1};
 use sandbox_core::arch::FatalHook;
 use sandbox_core::{Error, Page, Unsupported};
 
+use crate::asids::{Asids, Setting};
 use crate::format::Vmsa;
-use crate::gate::{Gate, State};
+use crate::gate::{self, Gate, State};
 use crate::probe::{self, Cpu};
 
 /// What the HAL needs to know of a CPU when it starts there.
@@ -66,6 +69,7 @@ impl CpuConfig {
 pub(crate) unsafe fn start(
     format: Vmsa,
     gate: Page,
+    code: Page,
     config: CpuConfig,
     hook: FatalHook,
 ) -> Result<NonNull<Gate>, Error> {
@@ -75,6 +79,13 @@ pub(crate) unsafe fn start(
     }
     let pointer = core::ptr::with_exposed_provenance_mut::<Gate>(gate.start().0 as usize);
     let pointer = NonNull::new(pointer).ok_or(Error::GateNotMapped)?;
+    let asids = match config.asids {
+        None => None,
+        Some((first, last)) => Some(Asids::new(first, last, &Setting::read(), gate.start(), code.start())?),
+    };
+    // SAFETY: (1) condition 4 of the trait's method.
+    let enter = unsafe { gate::enter_at(code) };
+    drop_stale_code();
     if cpu.keeps_el0_out() {
         if !config.clear_e0pd {
             let what = "EL0 kept out of kernel addresses (TCR_EL1.E0PD; CpuConfig::clear_e0pd allows to clear it)";
@@ -96,12 +107,33 @@ pub(crate) unsafe fn start(
         reserved: 0,
         features: probe::pstate_features(),
         host_pstate: 0,
+        way: 0,
         view_roots: [0; 2],
         gate_roots: [0; 2],
+        pass_roots: [0; 2],
+        host_tcr: 0,
+        run_tcr: 0,
+        fatal: gate::fatal,
+        enter,
+        asids,
         units: probe::units(),
         hook,
     };
     // SAFETY: (1): the page is mapped for the HAL alone, and a `Gate` fits.
     unsafe { (&raw mut (*pointer.as_ptr()).state).write(state) };
     Ok(pointer)
+}
+
+impl Setting {
+    /// This CPU's.
+    pub(crate) fn read() -> Setting {
+        Setting { tcr: TCR_EL1.get(), features: ID_AA64MMFR0_EL1.get(), roots: [TTBR0_EL1.get(), TTBR1_EL1.get()] }
+    }
+}
+
+/// Drops cached instructions. Instruction caches may be indexed by virtual address, so one may still hold for the gate's second
+/// address what was in its memory before the kernel was loaded.
+fn drop_stale_code() {
+    // SAFETY: instructions are fetched again, as they are in memory.
+    unsafe { asm!("dsb nsh", "ic iallu", "dsb nsh", "isb", options(nostack, preserves_flags)) };
 }

@@ -26,6 +26,8 @@ pub struct ViewRoots {
     pub view: [u64; MAX_ROOTS],
     /// Tables that map the gate and nothing else, for switches that must pass through common ground.
     pub gate: [u64; MAX_ROOTS],
+    /// A table where nothing is mapped.
+    pub empty: u64,
     /// The tag to run under. Translations of the view that are cached under it may be used, and stay. `None`: none that was
     /// cached before may be used, and none of the view's may be left behind.
     pub tag: Option<u16>,

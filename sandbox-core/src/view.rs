@@ -63,7 +63,8 @@ impl<F: Format> View<F> {
             self.gates = started;
         }
         let tag = if self.tables.has_global() { None } else { self.current_tag::<A>(gate) };
-        Ok(ViewRoots { view: addresses(self.tables.roots(), hal.empty), gate: self.gate_roots, tag })
+        let view = addresses(self.tables.roots(), hal.empty);
+        Ok(ViewRoots { view, gate: self.gate_roots, empty: hal.empty.start(), tag })
     }
 
     /// The tag to run under on the CPU whose gate is `gate`.
