@@ -29,7 +29,7 @@ pub struct Hal<H: Host, A: Arch> {
     pub(crate) empty: Frame,
     pub(crate) window: PageRange,
     /// Where the gate's code runs.
-    code: Page,
+    code: PageRange,
 }
 
 impl<H: Host, A: Arch> Hal<H, A> {
@@ -66,7 +66,6 @@ impl<H: Host, A: Arch> Hal<H, A> {
         let mut template = Err(Error::BadImage(code));
         frames.host().with_tables(&mut |roots| template = Template::build(&frames, format, roots, code));
         let mut template = template?;
-        let code = code.start();
         let empty = match frames.allocate(FrameUse::Table) {
             Ok(frame) => frame,
             Err(error) => {
@@ -80,6 +79,12 @@ impl<H: Host, A: Arch> Hal<H, A> {
     /// The host.
     pub fn host(&self) -> &H {
         self.frames.host()
+    }
+
+    /// The pages that the gate's code runs at, in the host as in every view: [`Arch::gate_text`], or where the host has mapped it
+    /// once more.
+    pub fn gate_code(&self) -> PageRange {
+        self.code
     }
 
     /// The backend.
@@ -143,7 +148,7 @@ impl<H: Host, A: Arch> Hal<H, A> {
         let hook = FatalHook { hal: (&raw const *self).cast(), call: fatal::<H, A> };
         // SAFETY: (1) the caller's promise; (2) the frames are zeroed and mapped, the host's behind them; (3) `self` is 'static;
         // (4) by `new`, in the host's text or where the host mapped it for good.
-        let gate = unsafe { self.arch.start_cpu(gate, self.code, config, hook) }?;
+        let gate = unsafe { self.arch.start_cpu(gate, self.code.start(), config, hook) }?;
         // Views take over the pages that the gate's address begins.
         if VirtAddr::of(gate.as_ptr()) != range.start().start() {
             return Err(Error::GateNotMapped);
