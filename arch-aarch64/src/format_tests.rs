@@ -91,7 +91,7 @@ fn tags_are_not_part_of_a_name() {
 
 #[test]
 fn leaves_survive_encoding() {
-    let memories = [0, ATTRIBUTE_INDEX, NON_SECURE, SHAREABILITY, GUARDED, MEMORY];
+    let memories = [0, ATTRIBUTE_INDEX, NON_SECURE, SHAREABILITY, GUARDED, NOT_GLOBAL, MEMORY];
     for level in 0..=HIGHEST_BLOCK_LEVEL {
         for permissions in [Permissions::READ, Permissions::READ_WRITE, Permissions::READ_EXECUTE] {
             for privilege in [Privilege::Privileged, Privilege::Unprivileged] {
@@ -99,9 +99,15 @@ fn leaves_survive_encoding() {
                     let frame = Frame::from_start(0x0000_ffff_c000_0000).unwrap();
                     let leaf = Leaf { frame, permissions, privilege, memory };
                     let raw = WIDE().encode_leaf(level, leaf);
-                    assert_eq!(WIDE().decode(level, raw), Entry::Leaf(leaf));
+                    // Whatever the host has, nothing unprivileged is global; the gate is what it is in the host.
+                    let own = match privilege {
+                        Privilege::Privileged => memory,
+                        Privilege::Unprivileged => MemoryType(memory.0 | NOT_GLOBAL),
+                    };
+                    assert_eq!(WIDE().decode(level, raw), Entry::Leaf(Leaf { memory: own, ..leaf }));
+                    assert_eq!(WIDE().is_global(raw), own.0 & NOT_GLOBAL == 0);
                     assert_eq!(raw & (Vmsa::SHARED | Vmsa::OWNED | Vmsa::CLAIMED), 0);
-                    assert!(raw & ACCESSED != 0 && raw & NOT_GLOBAL != 0);
+                    assert!(raw & ACCESSED != 0);
                     // Neither contiguous nor managed by hardware.
                     assert_eq!(raw & (1 << 51 | 1 << 52), 0);
                 }
@@ -196,5 +202,23 @@ fn tables_limit_what_is_below() {
     }
     for format in [WIDE(), both] {
         assert_eq!(format.decode(1, 0x5003 | TABLE_NON_SECURE), table(Permissions::NONE, false));
+    }
+}
+
+#[test]
+fn what_conflicts_in_a_tlb_is_told() {
+    let format = WIDE();
+    let memory = MemoryType(1 << ATTRIBUTE_INDEX_SHIFT | INNER_SHAREABLE);
+    for permissions in [Permissions::READ_WRITE, Permissions::READ_EXECUTE] {
+        let frame = Frame::from_start(0x1000_0000).unwrap();
+        let own = format.encode_leaf(0, Leaf { frame, permissions, privilege: Privilege::Privileged, memory });
+        // Permissions, what software keeps, and what hardware notes may differ.
+        for bit in [7, 10, 51, 53, 54, 55, 56, 57, 58] {
+            assert!(format.is_compatible(own ^ 1 << bit, own), "bit {bit}");
+        }
+        // Address, attributes, shareability, being global, guarded, contiguous.
+        for bit in [2, 3, 4, 5, 8, 9, 11, 12, 30, 47, 50, 52] {
+            assert!(!format.is_compatible(own ^ 1 << bit, own), "bit {bit}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The virt machine: AArch64, EL1, GICv3, PL011, generic timer, device tree.
 //!
 //! The kernel's half of the address space is TTBR1's, 48 bits with 4 KiB pages; TTBR0 leads to an
-//! empty table. All mappings are global. Vector and floating-point instructions trap. The kernel
+//! empty table. All mappings are global, unless asked otherwise. Vector and floating-point instructions trap. The kernel
 //! runs on SP_EL1.
 
 pub(crate) mod clock;

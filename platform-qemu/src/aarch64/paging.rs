@@ -1,7 +1,10 @@
 //! The kernel's final page tables, in TTBR1.
 //!
-//! Every mapping is global, privileged, inner shareable, never writable and executable at once
-//! (SCTLR_EL1.WXN holds the kernel to it). TTBR0 leads to an empty table.
+//! Every mapping is privileged, inner shareable, never writable and executable at once
+//! (SCTLR_EL1.WXN holds the kernel to it), and global unless [`use_asid`] was called. TTBR0 leads to an
+//! empty table.
+
+use alloc::vec::Vec;
 
 use super::device_tree::DeviceTree;
 use super::{IMAGE_OFFSET, mair};
@@ -10,26 +13,33 @@ use crate::lock::MaskedLock;
 use crate::memory::{self, direct};
 use crate::paging::{Access, Translation};
 use aarch64_cpu::asm::barrier;
-use aarch64_cpu::registers::{ReadWriteable, SCTLR_EL1, TTBR0_EL1, TTBR1_EL1};
+use aarch64_cpu::registers::{ReadWriteable, SCTLR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1, Writeable};
 use aarch64_paging::Mapping;
 use aarch64_paging::descriptor::{El1Attributes, PhysicalAddress};
 use aarch64_paging::paging::{Constraints, El1And0, MemoryRegion, PageTable, VaRange};
 use core::arch::{asm, naked_asm};
 use core::ops::Range;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// In every descriptor. EL0 may never execute what the kernel maps for itself.
 const COMMON: El1Attributes = El1Attributes::VALID.union(El1Attributes::ACCESSED).union(El1Attributes::UXN);
 
+/// Whether mappings belong to the kernel's ASID.
+static NOT_GLOBAL: AtomicBool = AtomicBool::new(false);
+
 /// The descriptor bits for what the kernel may do with a page.
 fn attributes(access: Access) -> El1Attributes {
-    let memory = COMMON | mair::NORMAL_ATTRIBUTES;
+    let common = match NOT_GLOBAL.load(Ordering::Relaxed) {
+        true => COMMON | El1Attributes::NON_GLOBAL,
+        false => COMMON,
+    };
+    let memory = common | mair::NORMAL_ATTRIBUTES;
     match access {
         Access::Code => memory | El1Attributes::READ_ONLY,
         Access::ReadOnly => memory | El1Attributes::READ_ONLY | El1Attributes::PXN,
         Access::ReadWrite => memory | El1Attributes::PXN,
-        Access::Device => COMMON | mair::DEVICE_ATTRIBUTES | El1Attributes::PXN,
+        Access::Device => common | mair::DEVICE_ATTRIBUTES | El1Attributes::PXN,
     }
 }
 
@@ -144,8 +154,8 @@ pub(crate) fn use_root(wanted: Option<&OwnRoot>) {
     let (upper, lower) = wanted.map_or_else(|| (kernel_root(), empty_root()), |own| (own.upper, own.lower));
     if upper != root() {
         // Both have the same translations for the kernel, so nothing has to be forgotten in between.
-        TTBR0_EL1.set_baddr(lower);
-        TTBR1_EL1.set_baddr(upper);
+        TTBR0_EL1.set(lower | TTBR0_EL1.get() & ASID_MASK);
+        TTBR1_EL1.set(upper | TTBR1_EL1.get() & ASID_MASK);
         barrier::isb(barrier::SY);
     }
 }
@@ -195,13 +205,23 @@ pub(super) fn build(tree: &DeviceTree) {
             map(DIRECT_MAP + ram.start..DIRECT_MAP + end, ram.start, Access::ReadWrite);
         }
     }
+    make_room(&kernel);
+    KERNEL.with(|slot| *slot = Some(kernel));
+}
+
+/// Gives the ranges in which the tables grow a table below the root, which copies of the root then share. The tables are not in
+/// use yet.
+fn make_room(kernel: &Mapping<Tables, El1And0>) {
     let root = direct(kernel.root_address().0 as u64).cast::<u64>();
     for start in layout::GROWING {
-        let table = memory::allocate_table().expect("memory for page tables");
-        // SAFETY: an entry of the root's upper half, which is not in use yet and has nothing there.
-        unsafe { root.add(start as usize >> ROOT_SHIFT & ROOT_MASK).write(table | TABLE) };
+        // SAFETY: an entry of the root of tables that nobody uses yet; a new table goes where nothing is.
+        unsafe {
+            let entry = root.add(start as usize >> ROOT_SHIFT & ROOT_MASK);
+            if entry.read() == 0 {
+                entry.write(memory::allocate_table().expect("memory for page tables") | TABLE);
+            }
+        }
     }
-    KERNEL.with(|slot| *slot = Some(kernel));
 }
 
 /// Makes the final tables the CPU's.
@@ -212,24 +232,127 @@ pub(super) fn activate() {
         kernel.root_address().0 as u64
     });
     KERNEL_ROOT.store(root, Ordering::Relaxed);
-    barrier::dsb(barrier::ISHST);
-    // SAFETY: the new root maps the image where it runs, with the permissions that its parts need,
-    // the stack that this runs on, and the direct map. Interrupts are masked at boot.
-    unsafe { switch(root, empty_root()) };
-    finish();
+    // SAFETY: (1) the new root maps the image where it runs, with the permissions that its parts need,
+    // the stack that this runs on, and the direct map; (2) interrupts are masked at boot, before WXN.
+    unsafe { install(root, 0) };
 }
 
-/// Leaves the identity map, for good, and turns WXN on. The upper half is that of the final tables already.
-pub(super) fn finish() {
-    TTBR0_EL1.set_baddr(empty_root());
+/// Makes `root` the root of the upper half, and the table without entries that of the lower. Both hold `asid`.
+///
+/// # Safety
+///
+/// 1. As [`switch`], but for TTBR0.
+/// 2. Interrupts are masked, SCTLR_EL1.WXN is off (the identity map could not be executed), TTBR0 has the boot tables.
+unsafe fn install(root: u64, asid: u64) {
+    barrier::dsb(barrier::ISHST);
+    // SAFETY: (1), (2).
+    unsafe { switch(root | asid, empty_root()) };
+    TTBR0_EL1.set(empty_root() | asid);
     barrier::isb(barrier::SY);
     SCTLR_EL1.modify(SCTLR_EL1::WXN::Enable);
     barrier::isb(barrier::SY);
-    // SAFETY: drops the translations of the boot tables, which nothing uses any more, and those
-    // made before WXN.
-    unsafe {
-        asm!("tlbi vmalle1", "dsb nsh", "isb", options(nostack, preserves_flags));
+    flush();
+}
+
+/// Makes another CPU's tables and controls those of the first: leaves the identity map, for good, turns WXN on. The upper half is
+/// that of the final tables already.
+pub(super) fn finish() {
+    let asid = ASID.load(Ordering::Relaxed);
+    TTBR0_EL1.set(empty_root() | asid);
+    TTBR1_EL1.set(kernel_root() | asid);
+    barrier::isb(barrier::SY);
+    SCTLR_EL1.modify(SCTLR_EL1::WXN::Enable);
+    barrier::isb(barrier::SY);
+    flush();
+    if asid != 0 {
+        keep_asid_in(if HIGH.load(Ordering::Relaxed) { AsidHalf::High } else { AsidHalf::Low });
     }
+}
+
+/// Drops all cached translations of this CPU.
+fn flush() {
+    // SAFETY: what is in the tables is found again.
+    unsafe { asm!("tlbi vmalle1", "dsb nsh", "isb", options(nostack, preserves_flags)) };
+}
+
+/// Where the kernel has its ASID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AsidHalf {
+    /// In TTBR0_EL1.
+    Low,
+    /// In TTBR1_EL1.
+    High,
+}
+
+/// Field of a root.
+const ASID_SHIFT: u32 = 48;
+const ASID_MASK: u64 = !0 << ASID_SHIFT;
+
+/// The kernel's ASID, in its place in a root, and whether the upper half's root has it.
+static ASID: AtomicU64 = AtomicU64::new(0);
+static HIGH: AtomicBool = AtomicBool::new(false);
+
+/// Maps everything not-global from here on and runs the kernel under `asid`: as a kernel does that shares translations with
+/// nobody. To be called once, while this CPU is the only one that runs, by someone who holds no address of a table.
+///
+/// # Panics
+///
+/// If there is no memory for a second set of tables.
+pub fn use_asid(asid: u8, half: AsidHalf) {
+    unsafe extern "C" {
+        static __boot_root: u8;
+    }
+    let mut leaves = Vec::new();
+    with(|kernel| {
+        let all = region(&(DIRECT_MAP..u64::MAX & !(PAGE_SIZE - 1)));
+        kernel
+            .walk_range(&all, &mut |part, descriptor, level| {
+                if descriptor.is_valid() && (level == LEVELS_BELOW_ROOT || !descriptor.is_table_or_page()) {
+                    leaves.push((part.clone(), descriptor.output_address(), descriptor.flags()));
+                }
+                Ok(())
+            })
+            .expect("the kernel's tables can be walked");
+    });
+    let mut copy = Mapping::with_asid_and_va_range(Tables, 0, 0, El1And0, VaRange::Upper);
+    for (part, physical, flags) in leaves {
+        let flags = flags.difference(El1Attributes::TABLE_OR_PAGE) | El1Attributes::NON_GLOBAL;
+        copy.map_range(&part, physical, flags, Constraints::NO_CONTIGUOUS_HINT).expect("a part of the kernel's half");
+    }
+    make_room(&copy);
+    NOT_GLOBAL.store(true, Ordering::Relaxed);
+    copy.mark_active();
+    let root = copy.root_address().0 as u64;
+    let state = super::interrupts::disable();
+    SCTLR_EL1.modify(SCTLR_EL1::WXN::Disable);
+    TTBR0_EL1.set(&raw const __boot_root as u64 - IMAGE_OFFSET);
+    barrier::isb(barrier::SY);
+    flush();
+    let asid = u64::from(asid) << ASID_SHIFT;
+    // SAFETY: (1) the copy maps what the tables in force map; (2) so it was just set.
+    unsafe { install(root, asid) };
+    keep_asid_in(half);
+    KERNEL_ROOT.store(root, Ordering::Relaxed);
+    ASID.store(asid, Ordering::Relaxed);
+    HIGH.store(half == AsidHalf::High, Ordering::Relaxed);
+    let old = KERNEL.with(|kernel| kernel.replace(copy));
+    super::interrupts::restore(state);
+    if let Some(old) = old {
+        old.mark_inactive();
+    }
+}
+
+/// Has the ASID in one half's root only; both hold it, so turning A1 over changes nothing.
+fn keep_asid_in(half: AsidHalf) {
+    match half {
+        AsidHalf::Low => TTBR1_EL1.set_baddr(root()),
+        AsidHalf::High => {
+            TCR_EL1.modify(TCR_EL1::A1::TTBR1);
+            barrier::isb(barrier::SY);
+            TTBR0_EL1.set(empty_root());
+        }
+    }
+    barrier::isb(barrier::SY);
 }
 
 /// Replaces the root of the upper half. Runs from the identity map meanwhile, because old and new

@@ -29,7 +29,7 @@ impl Kernel for QemuKernel {
     }
 
     fn cpu_config(&self) -> CpuConfig {
-        CpuConfig::default()
+        machine::cpu_config()
     }
 
     fn print(&self, text: fmt::Arguments<'_>) {
