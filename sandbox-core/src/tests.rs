@@ -28,4 +28,6 @@ mod rig;
 #[cfg(not(miri))]
 mod sharing;
 mod start;
+#[cfg(not(miri))]
+mod tags;
 mod window;
