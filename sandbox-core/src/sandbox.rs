@@ -344,6 +344,12 @@ impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
         Ok(())
     }
 
+    /// The translation tag that the last run had; `None` if its CPU has no tags, or the sandbox shares a page with the host
+    /// that the host maps globally (such calls drop cached translations), or was changed since.
+    pub fn tag(&self) -> Option<u16> {
+        self.view.tag()
+    }
+
     /// The registers as the last run left them, if it did not return a value.
     pub fn registers(&self) -> &A::Registers {
         &self.registers

@@ -80,6 +80,11 @@ impl<F: Format> View<F> {
                 Some(tag)
             }
         };
+        self.tag()
+    }
+
+    /// The number of the tag that the view last ran under, if that is still good.
+    pub(crate) fn tag(&self) -> Option<u16> {
         self.tag.map(|tag| tag.number)
     }
 

@@ -35,6 +35,7 @@ mod memory;
 mod refusals;
 mod stack;
 mod state;
+mod translations;
 mod values;
 
 pub use kernel::{Kernel, Line};

@@ -13,7 +13,8 @@ use crate::kernel::Kernel;
 use crate::machine;
 use crate::verdict::{Outcome, Verdict};
 use crate::{
-    buffers, exhaustion, frames, grants, instructions, interrupts, limits, memory, refusals, stack, state, values,
+    buffers, exhaustion, frames, grants, instructions, interrupts, limits, memory, refusals, stack, state,
+    translations, values,
 };
 
 /// A sandbox of the suite's.
@@ -46,6 +47,7 @@ const FILES: &[(&str, &[Case])] = &[
     ("refusals", refusals::CASES),
     ("frames", frames::CASES),
     ("exhaustion", exhaustion::CASES),
+    ("translations", translations::CASES),
     ("state", state::CASES),
     ("hardening", audit::hardening::CASES),
     ("poison", audit::poison::CASES),

@@ -5,6 +5,11 @@ use core::arch::naked_asm;
 use sandbox_mode::Backend;
 use zerocopy::FromBytes;
 
+/// Whether a CPU with this configuration has tags for translations.
+pub(crate) fn gives_tags(config: &sandbox_mode::CpuConfig) -> bool {
+    config.asids.is_some()
+}
+
 /// The registers of a sandbox that isn't running.
 pub(crate) type Registers = <Backend as sandbox_mode::Arch>::Registers;
 
