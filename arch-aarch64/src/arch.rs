@@ -207,7 +207,7 @@ unsafe impl Arch for Aarch64 {
 /// # Safety
 ///
 /// 1. `state` is this CPU's, and nobody else's until interrupts are on again.
-#[inline]
+#[inline(never)]
 unsafe fn prepare_switch(state: *mut State, roots: &ViewRoots, asid: u16) {
     // SAFETY: (1).
     let Some(asids) = (unsafe { (*state).asids }) else { return };

@@ -204,7 +204,7 @@ impl<'r, 'a, H: Host, A: Arch, T: Arguments, R: FromBytes + 'static> Run<'r, 'a,
         let roots = view.roots(hal, gate)?;
         // SAFETY: (1) interrupts are masked, and this CPU's gate was looked up since; (2) the view is whole, its gates are up to
         // date, and it is borrowed for the run; (3) `registers` were prepared by `start`, for this view.
-        unsafe { hal.arch.enter(gate, registers, &roots, state) }
+        unsafe { hal.arch.enter(gate, registers, roots, state) }
     }
 
     /// Why the run ended with an exception; `None` if it was no fault of the sandbox's, and it should go on.

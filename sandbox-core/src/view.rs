@@ -24,8 +24,10 @@ pub(crate) struct View<F: Format> {
     tables: Tables<F>,
     /// How many CPUs had been started when the view last took their gates over.
     gates: usize,
-    gate_roots: [u64; MAX_ROOTS],
-    /// What the view last ran under; `None` since it has changed.
+    /// What the view last ran on: right unless something has changed, which each change says.
+    roots: ViewRoots,
+    changed: bool,
+    /// The tag that it ran under; `None` since it has changed.
     tag: Option<Tag>,
 }
 
@@ -39,8 +41,9 @@ impl<F: Format> View<F> {
         // Asked first: a gate is in the template before it counts as started.
         let gates = hal.cpus.started();
         hal.template.with(|template| {
-            let gate_roots = addresses(template.gate.roots(), hal.empty);
-            Ok(View { tables: template.tables.share(&hal.frames)?, gates, gate_roots, tag: None })
+            let gate = addresses(template.gate.roots(), hal.empty);
+            let roots = ViewRoots { view: [0; MAX_ROOTS], gate, empty: hal.empty.start(), tag: None };
+            Ok(View { tables: template.tables.share(&hal.frames)?, gates, roots, changed: true, tag: None })
         })
     }
 
@@ -52,35 +55,51 @@ impl<F: Format> View<F> {
 
     /// What to run on with `gate`, which is this CPU's. Takes over the gates of CPUs that were started since the last time.
     /// Interrupts are masked, until the run has ended.
+    #[inline(always)]
     pub(crate) fn roots<H: Host, A: Arch<Format = F>>(
         &mut self,
         hal: &Hal<H, A>,
         gate: NonNull<A::Gate>,
-    ) -> Result<ViewRoots, Error> {
+    ) -> Result<&ViewRoots, Error> {
         let started = hal.cpus.started();
+        if self.changed || self.gates != started {
+            self.bring_up_to_date(hal, started)?;
+        }
+        if !self.tables.has_global() {
+            self.choose_tag::<A>(gate);
+        }
+        Ok(&self.roots)
+    }
+
+    #[cold]
+    fn bring_up_to_date<H: Host, A: Arch<Format = F>>(&mut self, hal: &Hal<H, A>, started: usize) -> Result<(), Error> {
         if self.gates != started {
+            self.forget_tag();
             self.adopt_gates(hal)?;
             self.gates = started;
         }
-        let tag = if self.tables.has_global() { None } else { self.current_tag::<A>(gate) };
-        let view = addresses(self.tables.roots(), hal.empty);
-        Ok(ViewRoots { view, gate: self.gate_roots, empty: hal.empty.start(), tag })
+        self.roots.view = addresses(self.tables.roots(), hal.empty);
+        self.roots.tag = None;
+        self.changed = false;
+        Ok(())
     }
 
-    /// The tag to run under on the CPU whose gate is `gate`.
-    fn current_tag<A: Arch<Format = F>>(&mut self, gate: NonNull<A::Gate>) -> Option<u16> {
+    /// Finds the tag to run under on the CPU whose gate is `gate`, for a view that shares nothing global.
+    #[inline]
+    fn choose_tag<A: Arch<Format = F>>(&mut self, gate: NonNull<A::Gate>) {
         // SAFETY: (1) of `roots`; (2) used below alone.
         let tags = unsafe { A::tags(gate) };
         // No two CPUs have their gates at one address.
         self.tag = match choose(tags, self.tables.has_global(), self.tag, gate.addr().get()) {
+            Choice::Reuse(_) => return,
             Choice::Flush => None,
-            Choice::Reuse(tag) | Choice::Fresh(tag) => Some(tag),
+            Choice::Fresh(tag) => Some(tag),
             Choice::RollOver(tag) => {
                 A::flush_tags();
                 Some(tag)
             }
         };
-        self.tag()
+        self.roots.tag = self.tag();
     }
 
     /// The number of the tag that the view last ran under, if that is still good.
@@ -91,12 +110,12 @@ impl<F: Format> View<F> {
     /// To be called when anything has changed, or what is cached is no good: the next entry uses none of it.
     pub(crate) fn forget_tag(&mut self) {
         self.tag = None;
+        self.changed = true;
     }
 
     #[cold]
     fn adopt_gates<H: Host, A: Arch<Format = F>>(&mut self, hal: &Hal<H, A>) -> Result<(), Error> {
-        self.forget_tag();
-        self.gate_roots = hal.template.with(|template| addresses(template.gate.roots(), hal.empty));
+        self.roots.gate = hal.template.with(|template| addresses(template.gate.roots(), hal.empty));
         let mut result = Ok(());
         hal.host().with_tables(&mut |roots| {
             let grant = gate_data(&hal.frames, self.tables.format(), roots);
