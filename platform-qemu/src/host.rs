@@ -47,6 +47,11 @@ pub fn set_should_yield(yes: bool) {
     SHOULD_YIELD.store(yes, Ordering::Relaxed);
 }
 
+/// What [`sandbox_mode::Hal::start_cpu`] is to be told of any of this machine's CPUs.
+pub fn cpu_config() -> CpuConfig {
+    machine::cpu_config()
+}
+
 /// Makes the HAL for this kernel and starts it on all CPUs. It lives for ever, so call this once.
 ///
 /// # Errors
@@ -57,8 +62,8 @@ pub fn start_hal() -> Result<&'static Hal<Qemu>, Error> {
     let result = MaskedLock::new(Ok(()));
     cpu::on_each(&|| {
         // SAFETY: (1) `on_each` does this once on each CPU, and no thread moves meanwhile; (2) nothing in this crate changes the
-        // descriptor tables after boot; (3) the defaults are right for it: interrupt stacks 3 to 7 are free.
-        let started = unsafe { hal.start_cpu(CpuConfig::default()) };
+        // descriptor tables after boot; (3) this is what the machine is.
+        let started = unsafe { hal.start_cpu(cpu_config()) };
         result.with(|result| *result = result.and(started));
     });
     result.with(|result| *result)?;

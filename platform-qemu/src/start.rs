@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-use crate::{cpu, exit, files, heap, interrupts, time};
+use crate::{cpu, exit, files, heap, interrupts, machine, time};
 
 unsafe extern "Rust" {
     // Defined by `main!` in the kernel.
@@ -18,6 +18,7 @@ unsafe extern "Rust" {
 pub(crate) fn run(heap: Range<u64>) -> ! {
     heap::init(heap);
     files::init();
+    machine::use_arguments(files::arguments());
     time::start_tick();
     cpu::start_others();
     interrupts::enable();

@@ -30,6 +30,7 @@ pub(crate) use vectors::InterruptFrame as Frame;
 use crate::{memory, start};
 use core::ops::Range;
 use device_tree::DeviceTree;
+use sandbox_mode::CpuConfig;
 
 /// Ranges of RAM that the platform can take from the device tree.
 const MAX_RAM_RANGES: usize = 16;
@@ -54,6 +55,30 @@ extern "C" fn start() -> ! {
     console::move_to(uart);
     interrupts::init(gic);
     start::run(heap)
+}
+
+/// Does what the command line asks of the machine, before interrupts are on and other CPUs run: with the argument `asids=low` or
+/// `asids=high` nothing is mapped globally, and the kernel has an ASID of its own in that half's root.
+///
+/// # Panics
+///
+/// If the argument is anything else.
+pub(crate) fn use_arguments(arguments: &str) {
+    let half = match arguments.split_whitespace().find_map(|word| word.strip_prefix("asids=")) {
+        None => return,
+        Some("low") => paging::AsidHalf::Low,
+        Some("high") => paging::AsidHalf::High,
+        Some(other) => panic!("asids={other}: low or high"),
+    };
+    paging::use_asid(half);
+}
+
+/// What a CPU is started with for sandboxes.
+pub(crate) fn cpu_config() -> CpuConfig {
+    match paging::has_asid() {
+        true => CpuConfig::default().asids(paging::FREE_ASIDS),
+        false => CpuConfig::default(),
+    }
 }
 
 /// Hands RAM to the frame allocator; returns the heap's part.

@@ -1,7 +1,7 @@
 //! The kernel's final page tables, in TTBR1.
 //!
 //! Every mapping is privileged, inner shareable, never writable and executable at once
-//! (SCTLR_EL1.WXN holds the kernel to it), and global unless [`use_asid`] was called. TTBR0 leads to an
+//! (SCTLR_EL1.WXN holds the kernel to it), and global unless the argument `asids=` asks for the opposite. TTBR0 leads to an
 //! empty table.
 
 use alloc::vec::Vec;
@@ -18,7 +18,7 @@ use aarch64_paging::Mapping;
 use aarch64_paging::descriptor::{El1Attributes, PhysicalAddress};
 use aarch64_paging::paging::{Constraints, El1And0, MemoryRegion, PageTable, VaRange};
 use core::arch::{asm, naked_asm};
-use core::ops::Range;
+use core::ops::{Range, RangeInclusive};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -234,20 +234,20 @@ pub(super) fn activate() {
     KERNEL_ROOT.store(root, Ordering::Relaxed);
     // SAFETY: (1) the new root maps the image where it runs, with the permissions that its parts need,
     // the stack that this runs on, and the direct map; (2) interrupts are masked at boot, before WXN.
-    unsafe { install(root, 0) };
+    unsafe { install(root) };
 }
 
-/// Makes `root` the root of the upper half, and the table without entries that of the lower. Both hold `asid`.
+/// Makes `root` the root of the upper half, and the table without entries that of the lower.
 ///
 /// # Safety
 ///
 /// 1. As [`switch`], but for TTBR0.
 /// 2. Interrupts are masked, SCTLR_EL1.WXN is off (the identity map could not be executed), TTBR0 has the boot tables.
-unsafe fn install(root: u64, asid: u64) {
+unsafe fn install(root: u64) {
     barrier::dsb(barrier::ISHST);
     // SAFETY: (1), (2).
-    unsafe { switch(root | asid, empty_root()) };
-    TTBR0_EL1.set(empty_root() | asid);
+    unsafe { switch(root, empty_root()) };
+    TTBR0_EL1.set(empty_root());
     barrier::isb(barrier::SY);
     SCTLR_EL1.modify(SCTLR_EL1::WXN::Enable);
     barrier::isb(barrier::SY);
@@ -257,15 +257,13 @@ unsafe fn install(root: u64, asid: u64) {
 /// Makes another CPU's tables and controls those of the first: leaves the identity map, for good, turns WXN on. The upper half is
 /// that of the final tables already.
 pub(super) fn finish() {
-    let asid = ASID.load(Ordering::Relaxed);
-    TTBR0_EL1.set(empty_root() | asid);
-    TTBR1_EL1.set(kernel_root() | asid);
+    TTBR0_EL1.set(empty_root());
     barrier::isb(barrier::SY);
     SCTLR_EL1.modify(SCTLR_EL1::WXN::Enable);
     barrier::isb(barrier::SY);
     flush();
-    if asid != 0 {
-        keep_asid_in(if HIGH.load(Ordering::Relaxed) { AsidHalf::High } else { AsidHalf::Low });
+    if has_asid() {
+        take_asid();
     }
 }
 
@@ -277,28 +275,26 @@ fn flush() {
 
 /// Where the kernel has its ASID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AsidHalf {
+pub(super) enum AsidHalf {
     /// In TTBR0_EL1.
     Low,
     /// In TTBR1_EL1.
     High,
 }
 
-/// Field of a root.
-const ASID_SHIFT: u32 = 48;
-const ASID_MASK: u64 = !0 << ASID_SHIFT;
+/// The kernel's ASID, where it has one.
+const OWN_ASID: u64 = 5 << 48;
+/// Its field of a root.
+const ASID_MASK: u64 = !0 << 48;
+/// Those that it never uses: few enough for sandboxes to use them up often.
+pub(super) const FREE_ASIDS: RangeInclusive<u16> = 6..=11;
 
-/// The kernel's ASID, in its place in a root, and whether the upper half's root has it.
-static ASID: AtomicU64 = AtomicU64::new(0);
+/// Whether it is the upper half's root that has it.
 static HIGH: AtomicBool = AtomicBool::new(false);
 
-/// Maps everything not-global from here on and runs the kernel under `asid`: as a kernel does that shares translations with
-/// nobody. To be called once, while this CPU is the only one that runs, by someone who holds no address of a table.
-///
-/// # Panics
-///
-/// If there is no memory for a second set of tables.
-pub fn use_asid(asid: u8, half: AsidHalf) {
+/// Maps everything not-global from here on and runs the kernel under an ASID: as a kernel does that shares translations with
+/// nobody. Called at most once, while this CPU is the only one that runs.
+pub(super) fn use_asid(half: AsidHalf) {
     unsafe extern "C" {
         static __boot_root: u8;
     }
@@ -323,36 +319,36 @@ pub fn use_asid(asid: u8, half: AsidHalf) {
     NOT_GLOBAL.store(true, Ordering::Relaxed);
     copy.mark_active();
     let root = copy.root_address().0 as u64;
-    let state = super::interrupts::disable();
+    // Back to the boot tables, as they were before `activate`.
     SCTLR_EL1.modify(SCTLR_EL1::WXN::Disable);
     TTBR0_EL1.set(&raw const __boot_root as u64 - IMAGE_OFFSET);
     barrier::isb(barrier::SY);
     flush();
-    let asid = u64::from(asid) << ASID_SHIFT;
-    // SAFETY: (1) the copy maps what the tables in force map; (2) so it was just set.
-    unsafe { install(root, asid) };
-    keep_asid_in(half);
+    // SAFETY: (1) the copy maps what the tables in force map; (2) so it was just set, and interrupts are masked at boot.
+    unsafe { install(root) };
     KERNEL_ROOT.store(root, Ordering::Relaxed);
-    ASID.store(asid, Ordering::Relaxed);
     HIGH.store(half == AsidHalf::High, Ordering::Relaxed);
-    let old = KERNEL.with(|kernel| kernel.replace(copy));
-    super::interrupts::restore(state);
-    if let Some(old) = old {
+    take_asid();
+    if let Some(old) = KERNEL.with(|kernel| kernel.replace(copy)) {
         old.mark_inactive();
     }
 }
 
-/// Has the ASID in one half's root only; both hold it, so turning A1 over changes nothing.
-fn keep_asid_in(half: AsidHalf) {
-    match half {
-        AsidHalf::Low => TTBR1_EL1.set_baddr(root()),
-        AsidHalf::High => {
-            TCR_EL1.modify(TCR_EL1::A1::TTBR1);
-            barrier::isb(barrier::SY);
-            TTBR0_EL1.set(empty_root());
-        }
+/// Gives the kernel its ASID, in the root that counts; that changes for the same tables.
+fn take_asid() {
+    if HIGH.load(Ordering::Relaxed) {
+        TCR_EL1.modify(TCR_EL1::A1::TTBR1);
+        barrier::isb(barrier::SY);
+        TTBR1_EL1.set(kernel_root() | OWN_ASID);
+    } else {
+        TTBR0_EL1.set(empty_root() | OWN_ASID);
     }
     barrier::isb(barrier::SY);
+}
+
+/// Whether the kernel's mappings belong to an ASID of its own.
+pub(super) fn has_asid() -> bool {
+    NOT_GLOBAL.load(Ordering::Relaxed)
 }
 
 /// Replaces the root of the upper half. Runs from the identity map meanwhile, because old and new

@@ -29,7 +29,7 @@ impl Kernel for QemuKernel {
     }
 
     fn cpu_config(&self) -> CpuConfig {
-        machine::cpu_config()
+        platform_qemu::host::cpu_config()
     }
 
     fn print(&self, text: fmt::Arguments<'_>) {

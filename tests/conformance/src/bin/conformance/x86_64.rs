@@ -3,7 +3,7 @@
 use conformance::Line;
 use platform_qemu::machine::{apic, exceptions};
 use platform_qemu::{memory, paging};
-use sandbox_mode::{CpuConfig, VirtAddr};
+use sandbox_mode::VirtAddr;
 use x86_64::instructions::port::Port;
 use x86_64::registers::control::{Cr4, Cr4Flags, Efer, EferFlags};
 use x86_64::registers::model_specific::Msr;
@@ -48,11 +48,6 @@ pub(crate) fn prepare() {
             XCr0::write(XCr0Flags::X87 | XCr0Flags::SSE | XCr0Flags::AVX);
         }
     }
-}
-
-/// As most kernels have it.
-pub(crate) fn cpu_config() -> CpuConfig {
-    CpuConfig::default()
 }
 
 extern "C" fn never() {
