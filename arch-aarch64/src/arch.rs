@@ -210,7 +210,7 @@ unsafe impl Arch for Aarch64 {
 #[inline(never)]
 unsafe fn prepare_switch(state: *mut State, roots: &ViewRoots, asid: u16) {
     // SAFETY: (1).
-    let Some(asids) = (unsafe { (*state).asids }) else { return };
+    let Some(asids) = (unsafe { &(*state).asids }) else { return };
     let host = if asids.borrows() { Setting::read() } else { Setting::NONE };
     let switch = asids.switch(roots.view, asid, roots.empty, host);
     // SAFETY: (1).

@@ -44,31 +44,31 @@ pub(crate) struct Asids {
     way: u64,
 }
 
-/// Registers of a CPU that tell what it can do with ASIDs.
+/// What the host has in the registers that a switch is about.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Setting {
     pub(crate) tcr: u64,
-    /// ID_AA64MMFR0_EL1.
-    pub(crate) features: u64,
     /// TTBR0_EL1 and TTBR1_EL1.
     pub(crate) roots: [u64; MAX_ROOTS],
 }
 
 impl Setting {
     /// Where it doesn't matter.
-    pub(crate) const NONE: Setting = Setting { tcr: 0, features: 0, roots: [0; MAX_ROOTS] };
+    pub(crate) const NONE: Setting = Setting { tcr: 0, roots: [0; MAX_ROOTS] };
 }
 
 impl Asids {
-    /// For the ASIDs from `first` to `last`, with the gate's data and code at these addresses.
+    /// For the ASIDs from `first` to `last`, with the gate's data and code at these addresses, on a CPU whose ID_AA64MMFR0_EL1 is
+    /// `features`.
     pub(crate) fn new(
         first: u16,
         last: u16,
         setting: &Setting,
+        features: u64,
         data: VirtAddr,
         code: VirtAddr,
     ) -> Result<Asids, Error> {
-        let wide = setting.tcr & TCR_AS != 0 && setting.features >> ASID_BITS_SHIFT & ASID_BITS_MASK == ASID_BITS_16;
+        let wide = setting.tcr & TCR_AS != 0 && features >> ASID_BITS_SHIFT & ASID_BITS_MASK == ASID_BITS_16;
         let most = if wide { u16::MAX } else { u8::MAX.into() };
         let asid_half = half_with_asid(setting.tcr);
         let own = (setting.roots[asid_half] >> ASID_SHIFT) as u16 & most;
@@ -89,12 +89,14 @@ impl Asids {
     }
 
     /// Whether the host's roots and TCR_EL1 must be known for [`switch`](Asids::switch).
+    #[inline]
     pub(crate) fn borrows(&self) -> bool {
         self.way & way::BORROW != 0
     }
 
     /// What the gate needs for a run of `view` under `asid`. `empty` is a root without entries; `host` is what the host has in
     /// its roots and TCR_EL1, where they matter.
+    #[inline]
     pub(crate) fn switch(&self, view: [u64; MAX_ROOTS], asid: u16, empty: u64, host: Setting) -> Switch {
         let gate = usize::from(self.way & way::HIGH != 0);
         let other = 1 - gate;
@@ -139,12 +141,12 @@ mod tests {
     const LOW: VirtAddr = VirtAddr(0x40_0000);
     const HIGH: VirtAddr = VirtAddr(0xffff_8000_0000_0000);
 
-    fn setting(tcr: u64, features: u64) -> Setting {
-        Setting { tcr, features, roots: [0x7_0000_0000_1000, 0x8_0000_0000_2001] }
+    fn setting(tcr: u64) -> Setting {
+        Setting { tcr, roots: [0x7_0000_0000_1000, 0x8_0000_0000_2001] }
     }
 
     fn make(first: u16, last: u16, tcr: u64, features: u64) -> Result<Asids, Error> {
-        Asids::new(first, last, &setting(tcr, features), HIGH, HIGH)
+        Asids::new(first, last, &setting(tcr), features, HIGH, HIGH)
     }
 
     #[test]
@@ -175,10 +177,10 @@ mod tests {
             (0, HIGH, way::TAGGED | way::HIGH | way::BORROW),
             (TCR_A1, HIGH, way::TAGGED | way::HIGH),
         ] {
-            assert_eq!(Asids::new(16, 31, &setting(tcr, 0), at, at).unwrap().way, expected);
+            assert_eq!(Asids::new(16, 31, &setting(tcr), 0, at, at).unwrap().way, expected);
         }
-        assert_eq!(Asids::new(16, 31, &setting(0, 0), LOW, HIGH).map(drop), Err(Error::GateNotMapped));
-        assert_eq!(Asids::new(16, 31, &setting(0, 0), HIGH, LOW).map(drop), Err(Error::GateNotMapped));
+        assert_eq!(Asids::new(16, 31, &setting(0), 0, LOW, HIGH).map(drop), Err(Error::GateNotMapped));
+        assert_eq!(Asids::new(16, 31, &setting(0), 0, HIGH, LOW).map(drop), Err(Error::GateNotMapped));
     }
 
     /// The steps that `roots.s` makes of a switch, as (TCR_EL1, roots): each is in force from one isb to the next.
@@ -218,9 +220,9 @@ mod tests {
         const NUMBER: u16 = 20;
         let tables = |root: u64| root & !ASID & !0xfff;
         for (tcr, at) in [(0, LOW), (TCR_A1, LOW), (0, HIGH), (TCR_A1, HIGH)] {
-            let host = setting(tcr | TCR_AS, 0x20);
+            let host = setting(tcr | TCR_AS);
             let own = (host.roots[half_with_asid(tcr)] >> ASID_SHIFT) as u16;
-            let asids = Asids::new(16, 31, &host, at, at).unwrap();
+            let asids = Asids::new(16, 31, &host, 0x20, at, at).unwrap();
             let switch = asids.switch(VIEW, NUMBER, EMPTY, host);
             let steps = steps(&switch, &host);
             let mut ran = false;
@@ -247,9 +249,9 @@ mod tests {
     fn unsynchronized_writes_make_no_difference() {
         // Where two registers are written between one isb and the next, either may count first.
         for tcr in [0, TCR_A1] {
-            let host = setting(tcr | TCR_AS, 0x20);
+            let host = setting(tcr | TCR_AS);
             let at = if tcr == 0 { HIGH } else { LOW };
-            let switch = Asids::new(16, 31, &host, at, at).unwrap().switch([0x4000, 0x5000], 20, 0x3000, host);
+            let switch = Asids::new(16, 31, &host, 0x20, at, at).unwrap().switch([0x4000, 0x5000], 20, 0x3000, host);
             let asid = |roots: [u64; 2]| roots[half_with_asid(tcr)] & ASID;
             let mixed = |half: usize| core::array::from_fn(|i| if i == half { switch.pass[i] } else { host.roots[i] });
             for roots in [host.roots, switch.pass, mixed(0), mixed(1)] {

@@ -81,7 +81,10 @@ pub(crate) unsafe fn start(
     let pointer = NonNull::new(pointer).ok_or(Error::GateNotMapped)?;
     let asids = match config.asids {
         None => None,
-        Some((first, last)) => Some(Asids::new(first, last, &Setting::read(), gate.start(), code.start())?),
+        Some((first, last)) => {
+            let features = ID_AA64MMFR0_EL1.get();
+            Some(Asids::new(first, last, &Setting::read(), features, gate.start(), code.start())?)
+        }
     };
     // SAFETY: (1) condition 4 of the trait's method.
     let enter = unsafe { gate::enter_at(code) };
@@ -126,8 +129,9 @@ pub(crate) unsafe fn start(
 
 impl Setting {
     /// This CPU's.
+    #[inline]
     pub(crate) fn read() -> Setting {
-        Setting { tcr: TCR_EL1.get(), features: ID_AA64MMFR0_EL1.get(), roots: [TTBR0_EL1.get(), TTBR1_EL1.get()] }
+        Setting { tcr: TCR_EL1.get(), roots: [TTBR0_EL1.get(), TTBR1_EL1.get()] }
     }
 }
 
