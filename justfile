@@ -22,6 +22,11 @@ miri_packages := '-p sandbox-core'
 guest_libraries := '-p sandbox-core -p sandbox-mode -p platform-qemu -p demo'
 guest_packages := guest_libraries + ' -p conformance -p hello -p threads'
 
+# The suite on a kernel that maps nothing globally, and has its ASID in the one root or in the other.
+asids := '-- debug/conformance --suite conformance --timeout 300 --args asids=low' \
+    + ' -- debug/conformance --suite conformance --timeout 300 --cpu max --args asids=high' \
+    + ' -- debug/threads --suite threads --timeout 300 --smp 4 --args asids=low'
+
 # List the recipes
 default:
     @{{ just }} --list --unsorted
@@ -59,7 +64,7 @@ test-host: _runner
 test-x86: (_boots x86)
 
 # Boot the conformance suite and the examples on virt
-test-arm: (_boots arm)
+test-arm: (_boots arm asids)
 
 # Count the instructions of a call, on both machines
 [no-exit-message]
@@ -67,7 +72,8 @@ bench: _runner
     cargo build --quiet --release -p conformance --bin bench --target {{ x86 }} --target {{ arm }}
     @cd "$CARGO_TARGET_DIR" && {{ runner }} suite \
         {{ x86 }}/release/bench --icount --cpu max --timeout 300 -- \
-        {{ arm }}/release/bench --icount --cpu max --timeout 300
+        {{ arm }}/release/bench --icount --cpu max --timeout 300 -- \
+        {{ arm }}/release/bench --icount --cpu max --timeout 300 --args asids=high
 
 # Run the arch-neutral tests under Miri (with a nightly Rust that has it)
 [no-exit-message]
@@ -119,7 +125,7 @@ _runner:
 
 # Each kernel on the default CPU and on one with every feature QEMU has.
 [no-exit-message]
-_boots target: _runner
+_boots target more='': _runner
     cargo build --quiet --target {{ target }} -p conformance --bin conformance -p threads --bin threads -p hello --bin hello
     cargo build --quiet --target {{ target }} -p platform-qemu --example boot
     cargo build --quiet --target {{ target }} --release -p demo --bin demo
@@ -136,4 +142,4 @@ _boots target: _runner
         debug/hello --cpu max -- \
         debug/hello --smp 4 -- \
         release/demo --icount --directory {{ files }} --expect "$sha256" picture.png certificate.der -- \
-        release/demo --icount --directory {{ files }} --expect "$sha256" picture.png certificate.der --cpu max
+        release/demo --icount --directory {{ files }} --expect "$sha256" picture.png certificate.der --cpu max {{ more }}

@@ -136,6 +136,8 @@ fn half_of(address: VirtAddr) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::vec::Vec;
+
     use super::*;
 
     const LOW: VirtAddr = VirtAddr(0x40_0000);
@@ -183,13 +185,16 @@ mod tests {
         assert_eq!(Asids::new(16, 31, &setting(0), 0, HIGH, LOW).map(drop), Err(Error::GateNotMapped));
     }
 
-    /// The steps that `roots.s` makes of a switch, as (TCR_EL1, roots): each is in force from one isb to the next.
-    fn steps(switch: &Switch, host: &Setting) -> Vec<(u64, [u64; 2])> {
+    /// TCR_EL1 and the roots.
+    type Step = (u64, [u64; MAX_ROOTS]);
+
+    /// The steps that `roots.s` makes of a switch: each is in force from one isb to the next.
+    fn steps(switch: &Switch, host: &Setting) -> Vec<Step> {
         let gate = usize::from(switch.way & way::HIGH != 0);
         let other = 1 - gate;
         let mut now = (host.tcr, host.roots);
         let mut steps = std::vec![now];
-        let mut step = |change: &dyn Fn(&mut (u64, [u64; 2]))| {
+        let mut step = |change: &dyn Fn(&mut Step)| {
             change(&mut now);
             steps.push(now);
         };
@@ -263,6 +268,4 @@ mod tests {
             assert_eq!(switch.pass[0] & ASID, switch.pass[1] & ASID);
         }
     }
-
-    use std::vec::Vec;
 }

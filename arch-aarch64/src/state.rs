@@ -1,41 +1,52 @@
 //! The register table: every piece of CPU state that unprivileged code can read, change or be affected by, and what a run does
 //! with it.
 //!
-//! | state | on entry | on exit | where |
-//! | --- | --- | --- | --- |
-//! | x0 to x30 | the sandbox's; zero at the start of a call except argument and function | callee-saved ones and x18 popped, the rest the compiler's | enter.s, exit.s |
-//! | SP_EL0 | the sandbox's | the host's, read at this entry | enter.s, exit.s |
-//! | SP_EL1 | the gate's frame | the host's, read at this entry | enter.s, exit.s |
-//! | PC, ELR_EL1, SPSR_EL1 | the sandbox's | the host's ELR and SPSR, read at this entry | enter.s, exit.s |
-//! | ESR_EL1, FAR_EL1 | host values; not readable | what the sandbox's last exception left; only handlers read them, after an exception of their own | - |
-//! | NZCV | the sandbox's own; clear at the start of a call | undefined, as after any call | [`sandbox_pstate`] |
-//! | PSTATE.D, I, F | the caller's; EL0 cannot change them (SCTLR_EL1.UMA) | all masked, until the HAL restores the caller's | [`sandbox_pstate`] |
-//! | PSTATE.A | set: an SError waits for the host's own mask | masked | [`sandbox_pstate`] |
-//! | PSTATE.PAN, UAO, TCO | PAN set, the others clear; without meaning at EL0, except TCO where the host uses no tags | the host's, where the CPU has them | exit.s |
-//! | PSTATE.DIT | the host's or the sandbox's own, whichever is stricter | the host's | exit.s |
-//! | PSTATE.SSBS | the host's; clear (the strict value) where the CPU can't tell | the host's, or what every exception sets | exit.s |
-//! | PSTATE.SS, IL, BTYPE, M | clear: EL0, AArch64 | set by the exception | [`sandbox_pstate`] |
-//! | TTBR0_EL1, TTBR1_EL1 | the view's, with ASID 0 and no common translations | the host's bit for bit, read at this entry | enter.s, exit.s |
-//! | VBAR_EL1 | the gate's vectors | the host's, read at this entry | enter.s, exit.s |
-//! | TPIDR_EL0 | the sandbox's own, zero at first | the host's | enter.s, exit.s |
-//! | TPIDRRO_EL0 | zero | the host's | enter.s, exit.s |
-//! | TPIDR_EL1, CONTEXTIDR_EL1, PAR_EL1 and other registers of EL1 | out of reach | unchanged | - |
-//! | TPIDR2_EL0, SCXTNUM_EL0, FPMR | trap (SCTLR_EL1.EnTP2, TSCXT, EnFPM) | as before | [`Controls`] |
-//! | vector, floating-point, SVE, SME registers, FPCR, FPSR | trap (CPACR_EL1.FPEN, ZEN, SMEN) | as before | [`Controls`] |
-//! | POR_EL0 | traps (CPACR_EL1.E0POE) | as before | [`Controls`] |
-//! | DAIF, WFI, WFE, cache maintenance, DC ZVA, CTR_EL0, prediction restriction, LD64B, transactions | trap (SCTLR_EL1) | as before | [`Controls`] |
-//! | data endianness | little (SCTLR_EL1.E0E) | as before | [`Controls`] |
-//! | alignment checks, BTI, MOPS, WXN | as the host configured them (SCTLR_EL1) | unchanged | - |
-//! | timers | trap (CNTKCTL_EL1.EL0VTEN, EL0PTEN) | as before | [`Controls`] |
-//! | counters, CNTFRQ_EL0, RNDR | as the host configured them | read-only | - |
-//! | performance monitors | trap (PMUSERENR_EL0) | as before | [`Controls`] |
-//! | activity monitors | trap (AMUSERENR_EL0) | as before | [`Controls`] |
-//! | debug channel, single step, breakpoints, watchpoints, system PMU | off or trap (MDSCR_EL1) | as before | [`Controls`] |
-//! | statistical profiling, trace buffers | as the host configured them; their buffers aren't in the view, so what is on at EL0 stops with a buffer fault | - | - |
-//! | implementation-defined registers | as the host configured them (ACTLR_EL1, SCTLR_EL1.TIDCP) | - | - |
-//! | pointer authentication keys, memory tags, guarded control stacks, ALLINT | the host has them off | - | probe.rs |
-//! | exclusive monitor | cleared by `eret` | - | - |
-//! | TLB | everything of EL1 and EL0 is dropped between the roots | the same, and again after them | roots.s |
+//! | state | on entry | on exit | where | shown by |
+//! | --- | --- | --- | --- | --- |
+//! | x0 to x30 | the sandbox's; zero at the start of a call except argument and function | callee-saved ones and x18 popped, the rest the compiler's | enter.s, exit.s | leaks, poison, `callee_saved_registers_are_kept` |
+//! | SP_EL0 | the sandbox's | the host's, read at this entry | enter.s, exit.s | auditor, poison |
+//! | SP_EL1 | the gate's frame | the host's, read at this entry | enter.s, exit.s | every call that returns |
+//! | PC, ELR_EL1, SPSR_EL1 | the sandbox's | the host's ELR and SPSR, read at this entry | enter.s, exit.s | `an_interrupted_run_leaves_the_hosts_state` |
+//! | ESR_EL1, FAR_EL1 | host values; not readable | what the sandbox's last exception left; only handlers read them, after an exception of their own | - | leaks (reading), the auditor's reason |
+//! | NZCV | the sandbox's own; clear at the start of a call | undefined, as after any call | [`sandbox_pstate`] | poison; unit test |
+//! | PSTATE.D, I, F | the caller's; EL0 cannot change them (SCTLR_EL1.UMA) | all masked, until the HAL restores the caller's | [`sandbox_pstate`] | `a_masked_caller_has_its_sandbox_masked`; unit test |
+//! | PSTATE.A | set: an SError waits for the host's own mask | masked | [`sandbox_pstate`] | unit tests here and in gate.rs; note below |
+//! | PSTATE.PAN, UAO, TCO | PAN set, the others clear; without meaning at EL0, except TCO where the host uses no tags | the host's, where the CPU has them | exit.s | auditor, poison; unit test |
+//! | PSTATE.DIT | the host's or the sandbox's own, whichever is stricter | the host's | exit.s | auditor, poison; unit test |
+//! | PSTATE.SSBS | the host's; clear (the strict value) where the CPU can't tell | the host's, or what every exception sets | exit.s | auditor, poison; unit test |
+//! | PSTATE.SS, IL, BTYPE, M | clear: EL0, AArch64 | set by the exception | [`sandbox_pstate`] | unit test |
+//! | TTBR0_EL1, TTBR1_EL1 | the view's; ASID 0, or one of the CPU's for sandboxes; no common translations | the host's bit for bit, read at this entry | enter.s, exit.s | auditor, translations; unit tests in gate.rs, asids.rs |
+//! | TCR_EL1 | the host's; A1 turned over while the host's ASID is in the half without the gate | the host's bit for bit, read at this entry | roots.s | auditor; unit tests in gate.rs, asids.rs |
+//! | VBAR_EL1 | the gate's vectors | the host's, read at this entry | enter.s, exit.s | auditor; unit tests in gate.rs |
+//! | TPIDR_EL0 | the sandbox's own, zero at first | the host's | enter.s, exit.s | leaks, poison, `the_thread_base_is_not_the_hosts` |
+//! | TPIDRRO_EL0 | zero | the host's | enter.s, exit.s | leaks, auditor |
+//! | TPIDR_EL1, CONTEXTIDR_EL1, PAR_EL1 and other registers of EL1 | out of reach | unchanged | - | leaks (reading), auditor |
+//! | TPIDR2_EL0, SCXTNUM_EL0, FPMR | trap (SCTLR_EL1.EnTP2, TSCXT, EnFPM) | as before | [`Controls`] | leaks; unit test |
+//! | vector, floating-point, SVE, SME registers, FPCR, FPSR | trap (CPACR_EL1.FPEN, ZEN, SMEN) | as before | [`Controls`] | auditor, `floating_point_ends_the_sandbox_where_the_host_uses_it` |
+//! | POR_EL0 | traps (CPACR_EL1.E0POE) | as before | [`Controls`] | unit test |
+//! | DAIF, WFI, WFE, cache maintenance, DC ZVA, CTR_EL0, prediction restriction, LD64B, transactions | trap (SCTLR_EL1) | as before | [`Controls`] | `privileged_ones_end_the_sandbox_where_the_host_allows_more`; unit test |
+//! | data endianness | little (SCTLR_EL1.E0E) | as before | [`Controls`] | unit test |
+//! | alignment checks, BTI, MOPS, WXN | as the host configured them (SCTLR_EL1) | unchanged | - | auditor |
+//! | timers | trap (CNTKCTL_EL1.EL0VTEN, EL0PTEN) | as before | [`Controls`] | `privileged_ones_end_the_sandbox_where_the_host_allows_more` |
+//! | counters, CNTFRQ_EL0, RNDR | as the host configured them | read-only | - | leaks (reading) |
+//! | performance monitors | trap (PMUSERENR_EL0) | as before | [`Controls`] | `privileged_ones_end_the_sandbox_where_the_host_allows_more` |
+//! | activity monitors | trap (AMUSERENR_EL0) | as before | [`Controls`] | unit test (QEMU's CPUs have none) |
+//! | debug channel, single step, breakpoints, watchpoints, system PMU | off or trap (MDSCR_EL1) | as before | [`Controls`] | auditor; calls under the suite's breakpoint; unit test |
+//! | statistical profiling, trace buffers | as the host configured them; their buffers aren't in the view, so what is on at EL0 stops with a buffer fault | - | - | review: QEMU has neither |
+//! | implementation-defined registers | as the host configured them (ACTLR_EL1, SCTLR_EL1.TIDCP) | - | - | leaks (reading) |
+//! | pointer authentication keys, memory tags, guarded control stacks, ALLINT | the host has them off | - | probe.rs | unit tests in probe.rs |
+//! | exclusive monitor | cleared by `eret` | - | - | review: Arm ARM, section B2.17.5 |
+//! | TLB | flush policy: everything of EL1 and EL0 is dropped between the roots and after them. ASID policy: what is cached belongs to an ASID that only this view has, on this CPU, until all is dropped | the same | roots.s, asids.rs | translations; unit tests in gate.rs, asids.rs and of the core's tags |
+//!
+//! Shown by cases of the conformance suite, where a name is given: the *auditor* compares all registers that can be read around
+//! every case, *poison* sets what EL0 can set and leaves in each way, *leaks* fills the host's registers with patterns and looks for
+//! them, *translations* is the file of that name. The suite runs under both policies.
+//!
+//! An SError that becomes pending during a run: it stays so, since PSTATE.A is set for EL0 and the CPU sets it for the gate, and
+//! nothing before the caller's DAIF is put back clears it or consumes the exception (there is no ESB in the gate). Then the
+//! host's vectors take it, at the `isb` of `forward` or the first instruction that finds it unmasked. QEMU's virt can make one
+//! pending only from EL2 (HCR_EL2.VSE), where its host doesn't run, so this is held by unit tests: that A is set in every
+//! `pstate`, that the gate has no instruction that writes DAIF, and that its SError vectors report.
 //!
 //! EL0 has no instruction that reads an identification register: those are undefined, or trap.
 //!
