@@ -230,7 +230,7 @@ impl Format for Vmsa {
     }
 
     fn is_compatible(&self, host: u64, own: u64) -> bool {
-        // Permissions may differ: the CPU takes those of either (Arm ARM, section D8.17.1).
+        // Permissions may differ: the CPU takes those of either (Arm ARM, "Using break-before-make when updating translation table entries").
         (host ^ own) & (ADDRESS | MEMORY | CONTIGUOUS) == 0
     }
 

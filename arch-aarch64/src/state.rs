@@ -35,7 +35,7 @@
 //! | statistical profiling, trace buffers | as the host configured them; their buffers aren't in the view, so what is on at EL0 stops with a buffer fault | - | - | review: QEMU has neither |
 //! | implementation-defined registers | as the host configured them (ACTLR_EL1, SCTLR_EL1.TIDCP) | - | - | leaks (reading) |
 //! | pointer authentication keys, memory tags, guarded control stacks, ALLINT | the host has them off | - | probe.rs | unit tests in probe.rs |
-//! | exclusive monitor | cleared by `eret` | - | - | review: Arm ARM, section B2.17.5 |
+//! | exclusive monitor | cleared by `eret` | - | - | review: Arm ARM, "Load-Exclusive and Store-Exclusive" |
 //! | TLB | flush policy: everything of EL1 and EL0 is dropped between the roots and after them. ASID policy: what is cached belongs to an ASID that only this view has, on this CPU, until all is dropped | the same | roots.s, asids.rs | translations; unit tests in gate.rs, asids.rs and of the core's tags |
 //!
 //! Shown by cases of the conformance suite, where a name is given: the *auditor* compares all registers that can be read around

@@ -75,8 +75,8 @@ pub unsafe trait Host: Send + Sync + 'static {
     fn with_tables(&self, walk: &mut dyn FnMut(&Roots));
 
     /// Maps `frames` at consecutive pages in every address space that a sandbox may be called in: privileged only, with
-    /// `permissions`, 4 KiB pages, ordinary write-back memory, and not in the window. Returns the first page; `None` if there
-    /// is no room. Permissions are `rw-` for the gate's data, and `r-x` where a backend needs the gate's code a second time.
+    /// `permissions`, 4 KiB pages (not marked contiguous), ordinary write-back memory, and not in the window. Returns the first
+    /// page; `None` if there is no room. All calls should map in one half of the address space, where there are two. Permissions are `rw-` for the gate's data, and `r-x` where a backend needs the gate's code a second time.
     /// `Frame`s can be the host's own: such code, or the page of a CPU's task state.
     ///
     /// # Safety

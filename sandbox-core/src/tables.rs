@@ -12,8 +12,8 @@
 //! The TLB contract: operations return a [`Change`]. After [`Change::Added`] nothing needs to be done, since no CPU that this
 //! HAL runs on caches the absence of a translation. After [`Change::Lowered`] stale translations may be cached wherever the
 //! tables were in use: they must not be used again before those are gone, and frames must not be given back to the host
-//! while a stale entry could still be *used*; a view is changed only while it isn't running, and every entry passes
-//! through a root switch that drops what is stale.
+//! while a stale entry could still be *used*; a view is changed only while it isn't running, and every entry either drops
+//! what is stale on its way or runs under a tag that the view has not had before (`tags`).
 
 use core::sync::atomic::Ordering;
 
@@ -274,7 +274,7 @@ impl<F: Format> Tables<F> {
         }
         // SAFETY: (1) private tables come from `allocate`; the only entry that pointed to this one is going away with its table or
         // has been taken, and no CPU uses these tables: a view is only destroyed when it isn't running, and cached walks
-        // are dropped before its roots could be used again.
+        // are dropped, or left under a tag that nobody has, before its roots could be used again.
         unsafe { frames.free(table) };
     }
 

@@ -300,7 +300,7 @@ pub(super) fn use_asid(half: AsidHalf) {
     }
     let mut leaves = Vec::new();
     with(|kernel| {
-        let all = region(&(DIRECT_MAP..u64::MAX & !(PAGE_SIZE - 1)));
+        let all = region(&(DIRECT_MAP..!(PAGE_SIZE - 1)));
         kernel
             .walk_range(&all, &mut |part, descriptor, level| {
                 if descriptor.is_valid() && (level == LEVELS_BELOW_ROOT || !descriptor.is_table_or_page()) {
