@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::layout::UNUSUAL;
 use super::machine::Machine;
 use crate::addr::{Frame, PAGE_SIZE, Page, PageRange};
 use crate::exit::FatalReport;
@@ -11,6 +12,15 @@ use crate::permissions::Permissions;
 
 /// The machine as a host.
 pub(super) struct SimHost(pub(super) Arc<Machine>);
+
+impl SimHost {
+    fn map_gate_page(&self, page: Page, frame: Frame, permissions: Permissions) {
+        self.0.map(page, frame, 0, permissions);
+        if self.0.state().unusual_gates {
+            self.0.edit(page, 0, |raw| raw | UNUSUAL);
+        }
+    }
+}
 
 // SAFETY: what the methods return is true of the machine; frames are handed out once.
 unsafe impl Host for SimHost {
@@ -63,7 +73,7 @@ unsafe impl Host for SimHost {
                 assert!(self.0.layout.remaps_gate_code);
                 drop(state);
                 let code = self.0.code_at();
-                code.pages().zip(frames).for_each(|(page, &frame)| self.0.map(page, frame, 0, permissions));
+                code.pages().zip(frames).for_each(|(page, &frame)| self.map_gate_page(page, frame, permissions));
                 return Some(code.start());
             }
             // One page stays free between gates.
@@ -74,7 +84,7 @@ unsafe impl Host for SimHost {
         };
         let range = place.skip(first).take(frames.len() as u64);
         for (page, &frame) in range.pages().zip(frames) {
-            self.0.map(page, frame, 0, permissions);
+            self.map_gate_page(page, frame, permissions);
         }
         Some(range.start())
     }

@@ -49,6 +49,8 @@ pub(super) struct State {
     /// Where gates' data appears, if not at the layout's place.
     pub(super) gates_at: Option<PageRange>,
     pub(super) gates: Vec<Frame>,
+    /// Whether gates are mapped in a way that the CPU can't bear beside the views'.
+    pub(super) unusual_gates: bool,
     /// Where the gate's code appears, if not at the layout's place.
     pub(super) code_at: Option<PageRange>,
     pub(super) no_room_for_gates: bool,
@@ -103,6 +105,7 @@ impl Machine {
             fatal: None,
             abandoned: false,
             gates: Vec::new(),
+            unusual_gates: false,
             code_at: None,
             no_room_for_gates: false,
             from_end: false,

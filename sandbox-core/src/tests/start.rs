@@ -119,6 +119,38 @@ fn a_gate_that_is_not_mapped_as_promised_is_refused() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "about rules")]
+fn a_gate_that_the_cpu_cannot_bear_is_refused() {
+    let rig = Rig::stopped(Machine::new(TWO_ROOTS)).unwrap();
+    let mut sandbox = rig.sandbox();
+    rig.machine.state().unusual_gates = true;
+    assert_eq!(rig.start_cpu(0), Err(Error::GateNotMapped));
+    assert_eq!(rig.sandbox().view.lookup(rig.hal(), TWO_ROOTS.gates(0, 1).start()), None);
+    rig.machine.state().unusual_gates = false;
+    rig.start_cpu(0).unwrap();
+    sandbox.call(|| (), ()).unwrap();
+    audit(&rig, &[&sandbox]);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "about rules")]
+fn a_gate_that_runs_on_no_good_page_is_refused() {
+    // `stopped` checks that nothing was kept.
+    let fails = |spoil: &dyn Fn(&Machine)| {
+        let machine = Machine::new(TWO_ROOTS);
+        spoil(&machine);
+        Rig::stopped(machine).err()
+    };
+    assert_eq!(fails(&|machine| machine.refuse_gates(true)), Some(Error::GateNotMapped));
+    assert_eq!(fails(&|machine| machine.state().unusual_gates = true), Some(Error::GateNotMapped));
+    let in_the_window = |machine: &Machine| machine.state().code_at = Some(TWO_ROOTS.window(8, 2));
+    assert_eq!(fails(&in_the_window), Some(Error::GateNotMapped));
+    let in_itself = |machine: &Machine| machine.state().code_at = Some(TWO_ROOTS.gate_text());
+    assert_eq!(fails(&in_itself), Some(Error::GateNotMapped));
+    assert_eq!(fails(&|_| {}), None);
+}
+
+#[test]
 fn a_failed_start_gives_no_table_back_that_a_view_may_be_running_on() {
     for layout in LAYOUTS.iter().copied().filter(|layout| layout.hierarchical) {
         let rig = Rig::stopped(Machine::new(layout)).unwrap();
