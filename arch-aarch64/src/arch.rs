@@ -4,8 +4,8 @@ use core::arch::asm;
 use core::ptr::NonNull;
 
 use aarch64_cpu::asm::barrier;
-use aarch64_cpu::registers::{DAIF, Readable};
-use sandbox_core::arch::{Cause, FatalHook, Memory, Start, Tags, Trap, ViewRoots};
+use aarch64_cpu::registers::{CPACR_EL1, DAIF, ID_AA64PFR0_EL1, Readable};
+use sandbox_core::arch::{Cause, FatalHook, Memory, Start, Tags, Trap, VectorArea, ViewRoots};
 use sandbox_core::{Arch, Error, Frame, Page, PageRange, VirtAddr};
 
 use crate::asids::Setting;
@@ -16,6 +16,7 @@ use crate::probe::Cpu;
 use crate::registers::Registers;
 use crate::start::{self, CpuConfig};
 use crate::state::{Closed, host_pstate, pstate, sandbox_pstate};
+use crate::vectors::{self, sandbox_vectors_enter};
 
 /// The AArch64 backend.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +50,7 @@ unsafe impl Arch for Aarch64 {
     type Interrupt = Interrupt;
 
     const GATE_FRAMES: usize = Gate::FRAMES;
+    const VECTORS_IN_CODE: bool = cfg!(target_feature = "neon");
 
     fn probe() -> Result<Self, Error> {
         Ok(Aarch64 { format: Cpu::read().check()? })
@@ -148,42 +150,29 @@ unsafe impl Arch for Aarch64 {
         roots: &ViewRoots,
         Masks(daif): Masks,
     ) -> Result<Trap<Interrupt>, Error> {
-        // SAFETY: (1) of this method: the state is this CPU's, and nobody else's until interrupts are on again; `features` and
-        // `units` were found on it; `sandbox_pstate` makes the `pstate`; (2) the roots are a view's and the gate's.
-        let (state, ending) = unsafe {
-            let state: *mut State = &raw mut (*gate.as_ptr()).state;
-            let features = (*state).features;
-            let host = host_pstate(features);
-            (*state).host_pstate = host;
-            match roots.tag {
-                None => {
-                    (*state).way = 0;
-                    (*state).view_roots = roots.view;
-                    (*state).gate_roots = roots.gate;
-                }
-                Some(asid) => prepare_switch(state, roots, asid),
-            }
-            registers.pstate = sandbox_pstate(registers.pstate, daif, host, features);
-            let closed = Closed::close((*state).units);
-            let ending = ((*state).enter)(state.cast::<u8>().add(FRAME_END), registers);
-            closed.open();
-            (state, ending)
-        };
-        if ending == RETURNED {
-            return Ok(Trap::Returned);
-        }
-        // SAFETY: as above.
-        unsafe { registers.copy_from(&raw const (*state).frame) };
-        Ok(match ending {
-            IRQ => Trap::Interrupt(Interrupt::Irq),
-            FIQ => Trap::Interrupt(Interrupt::Fiq),
-            _ => match diagnose::host_call(registers.esr) {
-                // The gate compares the whole syndrome, where future CPUs may say more.
-                Some(0) => Trap::Returned,
-                Some(number) => Trap::HostCall(number),
-                None => Trap::Fault,
-            },
-        })
+        // SAFETY: (1) to (3) of this method.
+        unsafe { run(gate, registers, roots, daif, None) }
+    }
+
+    fn check_vectors(&self) -> Result<(), Error> {
+        Ok(vectors::check(ID_AA64PFR0_EL1.get(), CPACR_EL1.get())?)
+    }
+
+    unsafe fn reset_vectors(&self, area: &VectorArea) {
+        // SAFETY: (1).
+        unsafe { vectors::reset(area.sandbox) };
+    }
+
+    unsafe fn enter_with_vectors(
+        &self,
+        gate: NonNull<Gate>,
+        registers: &mut Registers,
+        roots: &ViewRoots,
+        Masks(daif): Masks,
+        area: &VectorArea,
+    ) -> Result<Trap<Interrupt>, Error> {
+        // SAFETY: (1), (2) of this method.
+        unsafe { run(gate, registers, roots, daif, Some(area)) }
     }
 
     fn diagnose(&self, registers: &Registers, memory: &dyn Memory) -> Cause {
@@ -221,4 +210,62 @@ unsafe fn prepare_switch(state: *mut State, roots: &ViewRoots, asid: u16) {
         (*state).host_tcr = switch.host_tcr;
         (*state).run_tcr = switch.run_tcr;
     }
+}
+
+/// Runs a sandbox, with vector registers if there is a place for them.
+///
+/// # Safety
+///
+/// 1. As [`Arch::enter`], or [`Arch::enter_with_vectors`].
+#[inline(always)]
+unsafe fn run(
+    gate: NonNull<Gate>,
+    registers: &mut Registers,
+    roots: &ViewRoots,
+    daif: u64,
+    vectors: Option<&VectorArea>,
+) -> Result<Trap<Interrupt>, Error> {
+    // SAFETY: (1): the state is this CPU's, and nobody else's until interrupts are on again; `features` and
+    // `units` were found on it; `sandbox_pstate` makes the `pstate`; the roots are a view's and the gate's.
+    let (state, ending) = unsafe {
+        let state: *mut State = &raw mut (*gate.as_ptr()).state;
+        let features = (*state).features;
+        let host = host_pstate(features);
+        (*state).host_pstate = host;
+        match roots.tag {
+            None => {
+                (*state).way = 0;
+                (*state).view_roots = roots.view;
+                (*state).gate_roots = roots.gate;
+            }
+            Some(asid) => prepare_switch(state, roots, asid),
+        }
+        registers.pstate = sandbox_pstate(registers.pstate, daif, host, features);
+        let closed = match vectors {
+            None => Closed::close((*state).units),
+            Some(_) => Closed::close_with_vectors((*state).units)?,
+        };
+        let sp = state.cast::<u8>().add(FRAME_END);
+        let ending = match vectors {
+            None => ((*state).enter)(sp, registers),
+            Some(area) => sandbox_vectors_enter(sp, registers, area.sandbox, area.host, (*state).enter),
+        };
+        closed.open();
+        (state, ending)
+    };
+    if ending == RETURNED {
+        return Ok(Trap::Returned);
+    }
+    // SAFETY: as above.
+    unsafe { registers.copy_from(&raw const (*state).frame) };
+    Ok(match ending {
+        IRQ => Trap::Interrupt(Interrupt::Irq),
+        FIQ => Trap::Interrupt(Interrupt::Fiq),
+        _ => match diagnose::host_call(registers.esr) {
+            // The gate compares the whole syndrome, where future CPUs may say more.
+            Some(0) => Trap::Returned,
+            Some(number) => Trap::HostCall(number),
+            None => Trap::Fault,
+        },
+    })
 }

@@ -22,7 +22,8 @@
 //! | TPIDRRO_EL0 | zero | the host's | enter.s, exit.s | leaks, auditor |
 //! | TPIDR_EL1, CONTEXTIDR_EL1, PAR_EL1 and other registers of EL1 | out of reach | unchanged | - | leaks (reading), auditor |
 //! | TPIDR2_EL0, SCXTNUM_EL0, FPMR | trap (SCTLR_EL1.EnTP2, TSCXT, EnFPM) | as before | [`Controls`] | leaks; unit test |
-//! | vector, floating-point, SVE, SME registers, FPCR, FPSR | trap (CPACR_EL1.FPEN, ZEN, SMEN) | as before | [`Controls`] | auditor, `floating_point_ends_the_sandbox_where_the_host_uses_it` |
+//! | V0 to V31, FPCR, FPSR | trap (CPACR_EL1.FPEN); in a sandbox with vectors its own, zero at the start of a call | as before; with vectors loaded, before any compiled code | [`Controls`], vectors_swap.s | auditor, `floating_point_ends_the_sandbox_where_the_host_uses_it`, vectors |
+//! | SVE and SME registers, and what they add to V0 to V31 | trap (CPACR_EL1.ZEN, SMEN); no vectors for sandboxes if the host has them on for EL1 | as before | [`Controls`], vectors.rs | auditor; unit tests in vectors.rs |
 //! | POR_EL0 | traps (CPACR_EL1.E0POE) | as before | [`Controls`] | unit test |
 //! | DAIF, WFI, WFE, cache maintenance, DC ZVA, CTR_EL0, prediction restriction, LD64B, transactions | trap (SCTLR_EL1) | as before | [`Controls`] | `privileged_ones_end_the_sandbox_where_the_host_allows_more`; unit test |
 //! | data endianness | little (SCTLR_EL1.E0E) | as before | [`Controls`] | unit test |
@@ -130,6 +131,9 @@ const SCTLR: Closure = Closure {
 
 /// CPACR_EL1. Clear: the upper bits of ZEN, FPEN and SMEN, without which EL0 traps and EL1 stays as it was; E0POE.
 const CPACR: Closure = Closure { clear: 1 << 17 | 1 << 21 | 1 << 25 | 1 << 29, set: 0 };
+/// CPACR_EL1 in a run with vectors: FPEN traps nothing.
+const CPACR_WITH_VECTORS: Closure = Closure { clear: CPACR.clear & !CPACR_FPEN, set: CPACR_FPEN };
+const CPACR_FPEN: u64 = 0b11 << 20;
 
 /// MDSCR_EL1. Clear: SS, KDE, MDE, EnSPM. Set: TDCC.
 const MDSCR: Closure = Closure { clear: 1 << 0 | 1 << 13 | 1 << 15 | 1 << 34, set: 1 << 12 };
@@ -183,6 +187,11 @@ impl Controls {
             amuserenr: MONITORS.close(self.amuserenr),
         }
     }
+
+    /// The same, closed but for vector registers, which EL1 can use too.
+    fn closed_with_vectors(&self) -> Controls {
+        Controls { cpacr: CPACR_WITH_VECTORS.close(self.cpacr), ..self.closed() }
+    }
 }
 
 #[cfg(all(target_arch = "aarch64", target_os = "none"))]
@@ -193,8 +202,10 @@ mod cpu {
     use aarch64_cpu::asm::barrier;
     use aarch64_cpu::registers::{CNTKCTL_EL1, CPACR_EL1, MDSCR_EL1, Readable, SCTLR_EL1, Writeable};
 
+    use sandbox_core::Unsupported;
+
     use super::{Controls, Units, pstate};
-    use crate::system;
+    use crate::{system, vectors};
 
     /// The host's bits of PSTATE that an exception or EL0 can change, of those in `features`.
     ///
@@ -280,8 +291,8 @@ mod cpu {
         }
     }
 
-    /// What was closed for a run and must be opened after it.
-    pub(crate) struct Closed(Option<Controls>);
+    /// What was closed for a run and must be opened after it: the host's, and what is in force.
+    pub(crate) struct Closed(Option<(Controls, Controls)>);
 
     impl Closed {
         /// Closes what the host has open.
@@ -297,10 +308,27 @@ mod cpu {
             if host.are_closed() {
                 return Closed(None);
             }
+            let closed = host.closed();
             // SAFETY: (1) `closed` takes rights of EL0's away, and nothing runs that could miss what the bits of MDSCR_EL1
             // give EL1; (2) read above.
-            unsafe { host.closed().write(&host) };
-            Closed(Some(host))
+            unsafe { closed.write(&host) };
+            Closed(Some((host, closed)))
+        }
+
+        /// Closes what the host has open but opens vector registers; not if the host has others that are not saved.
+        ///
+        /// # Safety
+        ///
+        /// 1. and 2. As [`close`](Closed::close).
+        /// 3. EL0 is entered by `sandbox_vectors_enter` alone until [`open`](Closed::open).
+        pub(crate) unsafe fn close_with_vectors(units: Units) -> Result<Closed, Unsupported> {
+            // SAFETY: (2).
+            let host = unsafe { Controls::read(units) };
+            vectors::check_host(host.cpacr)?;
+            let closed = host.closed_with_vectors();
+            // SAFETY: (1) as in `close`, except for vector registers, which are the sandbox's own (3); (2) read above.
+            unsafe { closed.write(&host) };
+            Ok(Closed(Some((host, closed))))
         }
 
         /// Opens it again.
@@ -310,9 +338,9 @@ mod cpu {
         /// 1. On the CPU of [`close`](Closed::close), with exceptions masked since.
         #[inline(always)]
         pub(crate) unsafe fn open(self) {
-            if let Closed(Some(host)) = self {
+            if let Closed(Some((host, closed))) = self {
                 // SAFETY: (1) read by `close` on this CPU, and the host has run nothing since; (2) the same.
-                unsafe { host.write(&host.closed()) };
+                unsafe { host.write(&closed) };
             }
         }
     }
@@ -371,6 +399,15 @@ mod tests {
         // FPEN: 11 (nothing traps) becomes 01 (EL0 traps); 00 and 01 stay.
         for (host, run) in [(0b11, 0b01), (0b01, 0b01), (0b00, 0b00)] {
             assert_eq!(CPACR.close(host << 20), run << 20);
+        }
+    }
+
+    #[test]
+    fn granted_vectors_are_all_that_is_open() {
+        for host in 0..=0b11 {
+            let open = Controls { cpacr: host << 20 | 0b11 << 16 | 0b11 << 24 | 1 << 29, ..Controls::default() };
+            let run = open.closed_with_vectors();
+            assert_eq!(run, Controls { cpacr: 0b11 << 20 | 1 << 16 | 1 << 24, ..open.closed() });
         }
     }
 }

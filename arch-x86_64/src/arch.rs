@@ -2,7 +2,7 @@
 
 use core::ptr::NonNull;
 
-use sandbox_core::arch::{Cause, FatalHook, Memory, Start, Trap, ViewRoots};
+use sandbox_core::arch::{Cause, FatalHook, Memory, Start, Trap, VectorArea, ViewRoots};
 use sandbox_core::{Arch, Error, Frame, Page, PageRange, VirtAddr};
 use x86_64::instructions::interrupts;
 use x86_64::instructions::tables::sgdt;
@@ -12,6 +12,7 @@ use crate::gate::{self, FIRST_INTERRUPT, Gate, MACHINE_CHECK, NMI, PENDING_MACHI
 use crate::registers::Registers;
 use crate::start::{self, CpuConfig};
 use crate::state::{Closed, sandbox_flags};
+use crate::vectors::{self, sandbox_vectors_enter};
 
 /// The x86-64 backend.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +42,7 @@ unsafe impl Arch for X86_64 {
     type Interrupt = u8;
 
     const GATE_FRAMES: usize = Gate::FRAMES;
+    const VECTORS_IN_CODE: bool = cfg!(target_feature = "sse");
 
     fn probe() -> Result<Self, Error> {
         crate::probe::probe().map(|format| X86_64 { format })
@@ -112,38 +114,33 @@ unsafe impl Arch for X86_64 {
         roots: &ViewRoots,
         interrupts: bool,
     ) -> Result<Trap<u8>, Error> {
-        let state = start::state(gate);
-        if !self.format.is_canonical(registers.frame.rip) {
-            // `iretq` would fault in ring 0. The sandbox would have faced the same fault one instruction later.
-            registers.frame.vector = GENERAL_PROTECTION;
-            registers.frame.error = 0;
-            return Ok(Trap::Fault);
+        // SAFETY: (1) to (3) of this method.
+        unsafe { self.run(gate, registers, roots, interrupts, None) }
+    }
+
+    fn check_vectors(&self) -> Result<(), Error> {
+        vectors::check()
+    }
+
+    unsafe fn reset_vectors(&self, area: &VectorArea) {
+        // SAFETY: (1).
+        unsafe { vectors::reset(area.sandbox) };
+    }
+
+    unsafe fn enter_with_vectors(
+        &self,
+        gate: NonNull<Gate>,
+        registers: &mut Registers,
+        roots: &ViewRoots,
+        interrupts: bool,
+        area: &VectorArea,
+    ) -> Result<Trap<u8>, Error> {
+        let components = vectors::components()?;
+        // SAFETY: (1), (2) of this method; found on this CPU.
+        unsafe {
+            vectors::prepare(area, components);
+            self.run(gate, registers, roots, interrupts, Some((area, components)))
         }
-        // SAFETY: (1) of this method: `state` is this CPU's and nobody else's until interrupts are on again; `load` puts a frame
-        // with a canonical `rip` and the host's selectors and flags into it; (2) the root is a view's.
-        let frame = unsafe {
-            if sgdt().base.as_u64() != (*state).gdt_base {
-                return Err(Error::TablesReplaced);
-            }
-            if registers.frame.vector == PAGE_FAULT {
-                // The run goes on after a page fault that its tables don't explain.
-                (*state).closures.forget_global_pages();
-            }
-            load(state, registers, interrupts);
-            let closed = Closed::close((*state).closures, registers);
-            let frame = gate::sandbox_gate_enter(state, roots.view[0]);
-            if !frame.is_null() && (*frame).vector == DEBUG {
-                // While nothing is armed: the host may guard the debug registers.
-                registers.dr6 = take_dr6();
-            }
-            closed.open(registers);
-            frame
-        };
-        // SAFETY: as above.
-        let trap = unsafe { store(state, frame, registers) };
-        // SAFETY: interrupts are masked and the host's own table is loaded.
-        unsafe { deliver_pending(state) };
-        Ok(trap)
     }
 
     fn diagnose(&self, registers: &Registers, memory: &dyn Memory) -> Cause {
@@ -160,6 +157,61 @@ unsafe impl Arch for X86_64 {
 
     fn program_counter(registers: &Registers) -> VirtAddr {
         VirtAddr(registers.frame.rip)
+    }
+}
+
+impl X86_64 {
+    /// Runs a sandbox, with vector registers if there is a place for them.
+    ///
+    /// # Safety
+    ///
+    /// 1. As [`Arch::enter`], or [`Arch::enter_with_vectors`], with what this CPU's [`components`](vectors::components) are.
+    #[inline(always)]
+    unsafe fn run(
+        &self,
+        gate: NonNull<Gate>,
+        registers: &mut Registers,
+        roots: &ViewRoots,
+        interrupts: bool,
+        vectors: Option<(&VectorArea, u32)>,
+    ) -> Result<Trap<u8>, Error> {
+        let state = start::state(gate);
+        if !self.format.is_canonical(registers.frame.rip) {
+            // `iretq` would fault in ring 0. The sandbox would have faced the same fault one instruction later.
+            registers.frame.vector = GENERAL_PROTECTION;
+            registers.frame.error = 0;
+            return Ok(Trap::Fault);
+        }
+        // SAFETY: (1): `state` is this CPU's and nobody else's until interrupts are on again; `load` puts a frame
+        // with a canonical `rip` and the host's selectors and flags into it; the root is a view's.
+        let frame = unsafe {
+            if sgdt().base.as_u64() != (*state).gdt_base {
+                return Err(Error::TablesReplaced);
+            }
+            if registers.frame.vector == PAGE_FAULT {
+                // The run goes on after a page fault that its tables don't explain.
+                (*state).closures.forget_global_pages();
+            }
+            load(state, registers, interrupts);
+            let closed = Closed::close((*state).closures, registers, vectors.is_some());
+            let frame = match vectors {
+                None => gate::sandbox_gate_enter(state, roots.view[0]),
+                Some((area, components)) => {
+                    sandbox_vectors_enter(state, roots.view[0], area.sandbox, area.host, components)
+                }
+            };
+            if !frame.is_null() && (*frame).vector == DEBUG {
+                // While nothing is armed: the host may guard the debug registers.
+                registers.dr6 = take_dr6();
+            }
+            closed.open(registers);
+            frame
+        };
+        // SAFETY: as above.
+        let trap = unsafe { store(state, frame, registers) };
+        // SAFETY: interrupts are masked and the host's own table is loaded.
+        unsafe { deliver_pending(state) };
+        Ok(trap)
     }
 }
 

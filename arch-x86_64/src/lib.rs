@@ -3,6 +3,7 @@
 //! * `gate`, with `enter.s` and `exit.s`: how control passes, and the per-CPU data it passes through.
 //! * `start`: what is installed on each CPU, once. `probe`: what must be on or off before.
 //! * `state`: the register table, and what a run closes and opens.
+//! * `vectors`, with `vectors.s`: vector registers, for sandboxes that have them.
 //! * `format`: page tables. `registers`: a sandbox's registers. `diagnose`: from vector to cause.
 //!
 //! On anything but bare metal only the parts without privileged instructions are built, for their tests.
@@ -24,6 +25,8 @@ mod registers;
 mod start;
 #[cfg_attr(not(target_os = "none"), allow(dead_code))]
 mod state;
+#[cfg_attr(not(target_os = "none"), allow(dead_code, unused_imports))]
+mod vectors;
 
 #[cfg(target_os = "none")]
 mod arch;

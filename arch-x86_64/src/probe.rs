@@ -9,6 +9,7 @@ use x86_64::registers::segmentation::{CS, Segment};
 use x86_64::registers::xcontrol::XCr0;
 
 use crate::format::LongMode;
+use crate::vectors::KNOWN_STATE;
 
 /// CR4 bits that this version cannot run with (SDM 3, section 2.5; AMD APM 2, section 3.1.3).
 const FORBIDDEN_CR4: [(u32, &str); 5] = [
@@ -18,9 +19,6 @@ const FORBIDDEN_CR4: [(u32, &str); 5] = [
     (27, "linear-address space separation (CR4.LASS)"),
     (32, "FRED (CR4.FRED)"),
 ];
-
-/// What XCR0 may enable: x87, SSE, AVX, the three parts of AVX-512 (CR0.TS guards them), and PKRU (SDM 1, section 13.1).
-const KNOWN_STATE: u64 = 0b111 | 0b111 << 5 | 1 << 9;
 
 /// CPUID 1 ECX: a hypervisor is there.
 const HYPERVISOR: u32 = 1 << 31;

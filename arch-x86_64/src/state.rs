@@ -19,7 +19,7 @@
 //! | I/O permissions | none: IOPL 0, and the task state's limit ends before any bitmap, whose base `start_cpu` moves if it is lower | - | start.rs |
 //! | SYSCALL | undefined: EFER.SCE is cleared if the host had it at `start_cpu` | EFER back | [`Closed`] |
 //! | SYSENTER | general protection: IA32_SYSENTER_CS is 0 during the run if it wasn't at `start_cpu` | back | [`Closed`] |
-//! | x87, MMX, SSE, AVX, AVX-512, MXCSR | CR0.TS and MP are set: the first use traps | CR0 back | [`Closed`] |
+//! | x87, MMX, SSE, AVX, AVX-512, MXCSR | CR0.TS and MP are set: the first use traps; in a sandbox with vectors its own, as after a reset at the start of a call | CR0 back; with vectors loaded, before any compiled code | [`Closed`], vectors.s |
 //! | MPX, AMX, APX, and whatever else XCR0 enables that CR0.TS does not guard | refused by `start_cpu` | - | probe.rs |
 //! | PKRU | the sandbox's own (0 at first), if CR4.PKE | the host's | [`Closed`] |
 //! | DR0 to DR7 | DR7 cleared if anything was armed: the host's breakpoints don't fire in the run or the gate | DR7 back | [`Closed`] |
@@ -120,6 +120,18 @@ fn write_pkru(value: u32) {
     unsafe { core::arch::asm!("wrpkru", in("ecx") 0, in("eax") value, in("edx") 0, options(nostack)) };
 }
 
+/// CR0 for a run in which floating point traps.
+fn without_vectors(cr0: Cr0Flags) -> Cr0Flags {
+    cr0 | Cr0Flags::TASK_SWITCHED | Cr0Flags::MONITOR_COPROCESSOR
+}
+
+/// CR0 for one in which it works. NE: x87's exceptions are exceptions, and no interrupts (SDM 3, section 2.5).
+fn with_vectors(cr0: Cr0Flags) -> Cr0Flags {
+    cr0 - Cr0Flags::TASK_SWITCHED - Cr0Flags::EMULATE_COPROCESSOR
+        | Cr0Flags::MONITOR_COPROCESSOR
+        | Cr0Flags::NUMERIC_ERROR
+}
+
 /// What was closed for a run and must be opened after it. Interrupts are masked from `close` to `open`, and an NMI handler of
 /// the host's may run with any of this closed: none of it concerns privileged code that leaves floating point alone.
 pub(crate) struct Closed {
@@ -137,14 +149,17 @@ impl Closed {
     /// # Safety
     ///
     /// 1. Interrupts are masked, in ring 0, until [`open`](Closed::open).
-    pub(crate) unsafe fn close(closures: Closures, registers: &Registers) -> Closed {
+    /// 2. Vector registers are open with `vectors`, and ring 3 is entered by `sandbox_vectors_enter` alone then.
+    #[inline(always)]
+    pub(crate) unsafe fn close(closures: Closures, registers: &Registers, vectors: bool) -> Closed {
         let mut closed = Closed { cr0: None, dr7: None, pkru: None, efer: None, sysenter: None, cr4: None };
         let cr0 = Cr0::read();
-        let trap = Cr0Flags::TASK_SWITCHED | Cr0Flags::MONITOR_COPROCESSOR;
-        if !cr0.contains(trap) {
+        let run = if vectors { with_vectors(cr0) } else { without_vectors(cr0) };
+        if cr0 != run {
             closed.cr0 = Some(cr0);
-            // SAFETY: setting TS and MP makes floating point trap and changes nothing else; (1) nobody else sees it.
-            unsafe { Cr0::write(cr0 | trap) };
+            // SAFETY: makes floating point trap, or work and tell of its exceptions, and changes nothing else; (1) nobody else sees
+            // it.
+            unsafe { Cr0::write(run) };
         }
         let dr7 = read_dr7();
         if dr7 & DR7_ARMED != 0 {
@@ -224,6 +239,16 @@ impl Closed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn floating_point_traps_or_works() {
+        let unrelated = Cr0Flags::PAGING | Cr0Flags::WRITE_PROTECT;
+        let (ts, mp) = (Cr0Flags::TASK_SWITCHED, Cr0Flags::MONITOR_COPROCESSOR);
+        for host in [Cr0Flags::empty(), ts, mp, ts | mp, Cr0Flags::EMULATE_COPROCESSOR | ts] {
+            assert_eq!(without_vectors(unrelated | host), unrelated | host | ts | mp);
+            assert_eq!(with_vectors(unrelated | host), unrelated | mp | Cr0Flags::NUMERIC_ERROR);
+        }
+    }
 
     #[test]
     fn a_sandbox_chooses_only_harmless_flags() {

@@ -44,6 +44,15 @@ pub struct Start {
     pub stack: VirtAddr,
 }
 
+/// Where vector registers wait that are not in the CPU: memory of the HAL's that no view maps, a frame for each set.
+#[derive(Clone, Copy, Debug)]
+pub struct VectorArea {
+    /// The sandbox's, while it isn't running.
+    pub sandbox: *mut u8,
+    /// The host's, while it is.
+    pub host: *mut u8,
+}
+
 /// Why [`Arch::enter`] returned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Trap<I> {
@@ -153,6 +162,9 @@ pub unsafe trait Arch: Send + Sync + Sized + 'static {
     /// How many frames of its own the gate needs on each CPU.
     const GATE_FRAMES: usize;
 
+    /// Whether the kernel is compiled so that any of its functions may use vector registers.
+    const VECTORS_IN_CODE: bool;
+
     /// Examines the CPU. Returns the feature that forbids running, if there is one.
     fn probe() -> Result<Self, Error>;
 
@@ -248,6 +260,38 @@ pub unsafe trait Arch: Send + Sync + Sized + 'static {
         registers: &mut Self::Registers,
         roots: &ViewRoots,
         interrupts: Self::InterruptState,
+    ) -> Result<Trap<Self::Interrupt>, Error>;
+
+    /// Whether sandboxes can have vector registers of their own on this CPU, as it is set up. The error says what forbids it.
+    fn check_vectors(&self) -> Result<(), Error>;
+
+    /// Sets the sandbox's half of `area` for a call: registers that are zero, and control registers as after a reset.
+    ///
+    /// # Safety
+    ///
+    /// 1. `area` is two frames of the caller's, zeroed when they were taken and written by this trait alone, and no run uses
+    ///    them.
+    unsafe fn reset_vectors(&self, area: &VectorArea);
+
+    /// As [`enter`](Arch::enter), with vector registers: the sandbox's are in the CPU while it runs, and the host's, whatever
+    /// it uses them for, whenever code of the host's does. That is, this CPU's go to `area` with interrupts masked, after the last
+    /// compiled instruction and are back, bit for bit, before the first.
+    ///
+    /// # Errors
+    ///
+    /// As [`enter`](Arch::enter), and what [`check_vectors`](Arch::check_vectors) says now.
+    ///
+    /// # Safety
+    ///
+    /// 1. As [`enter`](Arch::enter).
+    /// 2. `area` is two frames as for [`reset_vectors`](Arch::reset_vectors), which was called at the start of the call.
+    unsafe fn enter_with_vectors(
+        &self,
+        gate: NonNull<Self::Gate>,
+        registers: &mut Self::Registers,
+        roots: &ViewRoots,
+        interrupts: Self::InterruptState,
+        area: &VectorArea,
     ) -> Result<Trap<Self::Interrupt>, Error>;
 
     /// What the exception was that ended the last run, by what [`enter`](Arch::enter) left in `registers`. `memory` shows

@@ -200,7 +200,8 @@ impl<H: Host, A: Arch> Hal<H, A> {
     ///
     /// # Errors
     ///
-    /// As [`sandbox`](Hal::sandbox), and [`Error::NoStack`] or [`Error::WindowFull`] for a stack of a size that can't be.
+    /// As [`sandbox`](Hal::sandbox), and [`Error::NoStack`] or [`Error::WindowFull`] for a stack of a size that can't be;
+    /// [`Error::Unsupported`] if it is to have vector registers, and this CPU or the host's use of it forbids that.
     pub fn sandbox_with(&self, config: Config) -> Result<Sandbox<'_, H, A>, Error> {
         Sandbox::new(self, config)
     }

@@ -6,6 +6,7 @@
 //!
 //! * [`Hal`]: one per kernel. [`Sandbox`]: an address space with a stack and buffers. [`Run`]: a call in progress, which
 //!   `limits` and a [`Cancel`] can stop.
+//! * `vectors`: registers that only some sandboxes have.
 //! * `view`: the tables a sandbox runs on, begun from the `image` template; `tables`, `grant` and `changes` write them,
 //!   `walk` reads them.
 //! * `tags`: what tells cached translations of one view from those of another.
@@ -41,6 +42,7 @@ mod tables;
 mod tags;
 #[cfg(test)]
 mod tests;
+mod vectors;
 mod view;
 pub mod walk;
 mod window;

@@ -21,6 +21,10 @@ pub(crate) struct Limits<'a> {
 }
 
 impl Limits<'_> {
+    pub(crate) fn any(&self) -> bool {
+        self.time.is_some() || self.cancel.is_some()
+    }
+
     /// What a call that begins now is to be watched for.
     pub(crate) fn begin<H: Host, A: Arch>(&self, hal: &Hal<H, A>) -> Result<Option<Watch>, Error> {
         match (self.time, self.cancel) {

@@ -23,7 +23,7 @@ pub(crate) enum FrameUse {
     Executable(u16),
     /// A page table of the HAL's.
     Table,
-    /// A sandbox's stack or buffer.
+    /// A sandbox's stack, buffer or saved registers.
     Private,
     /// The gate's data.
     Gate,

@@ -28,6 +28,8 @@ pub struct Run<'r, 'a, H: Host, A: Arch, T: Arguments, R> {
     arguments: T,
     /// What may stop the call; `None`: nothing but a host that wants its CPU.
     watch: Option<Watch>,
+    /// Whether entering takes more than that: it is watched, or has vector registers.
+    special: bool,
     /// An interrupt was handled since the last entry, and the host was not asked yet whether it wants the CPU.
     interrupted: bool,
     result: PhantomData<fn() -> R>,
@@ -55,7 +57,8 @@ pub enum Progress<'r, 'a, H: Host, A: Arch, T: Arguments, R> {
 
 impl<'r, 'a, H: Host, A: Arch, T: Arguments, R: FromBytes + 'static> Run<'r, 'a, H, A, T, R> {
     pub(crate) fn new(sandbox: &'r mut Sandbox<'a, H, A>, arguments: T, watch: Option<Watch>) -> Self {
-        Run { sandbox, arguments, watch, interrupted: false, result: PhantomData }
+        let special = sandbox.special;
+        Run { sandbox, arguments, watch, special, interrupted: false, result: PhantomData }
     }
 
     /// Runs until the function has returned, the code has ended, or it is stopped from outside: never
@@ -76,6 +79,7 @@ impl<'r, 'a, H: Host, A: Arch, T: Arguments, R: FromBytes + 'static> Run<'r, 'a,
     /// [`Error::NoClock`] if the host has none.
     pub fn limit_time(&mut self, limit: Option<Duration>) -> Result<(), Error> {
         self.watch = Watch::new(self.sandbox.hal, limit, self.sandbox.limits.cancel.is_some())?;
+        self.special |= self.watch.is_some();
         Ok(())
     }
 
@@ -119,17 +123,17 @@ impl<'r, 'a, H: Host, A: Arch, T: Arguments, R: FromBytes + 'static> Run<'r, 'a,
             return Ok(Some(Stop::Preempted(reason)));
         }
         let state = A::mask_interrupts();
-        if let Some(watch) = self.watch
-            && let Some(result) = self.stay_out(state, watch)
-        {
-            // SAFETY: (1) from `mask_interrupts` above, in the same thread.
-            unsafe { A::restore_interrupts(state) };
-            return result.map(|reason| Some(Stop::Preempted(reason)));
-        }
-        let trap = self.enter(state);
-        if let Some(cancel) = self.sandbox.limits.cancel {
-            cancel.leave();
-        }
+        let trap = match self.special {
+            false => self.enter(state),
+            true => match self.enter_specially(state).transpose() {
+                Some(trap) => trap,
+                None => {
+                    // SAFETY: (1) from `mask_interrupts` above, in the same thread.
+                    unsafe { A::restore_interrupts(state) };
+                    return Ok(Some(Stop::Preempted(Preemption::Cancelled)));
+                }
+            },
+        };
         if let Ok(Trap::Interrupt(interrupt)) = trap {
             self.interrupted = true;
             // The host's handler may bring stale translations back.
@@ -170,23 +174,25 @@ impl<'r, 'a, H: Host, A: Arch, T: Arguments, R: FromBytes + 'static> Run<'r, 'a,
         None
     }
 
-    /// The last look before an entry, with interrupts masked: whether there must be none. Sets the timer for its deadline.
+    /// Enters after a last look at what may stop the call, with a timer for its deadline; `None`: it was cancelled.
     #[cold]
-    fn stay_out(&mut self, state: A::InterruptState, watch: Watch) -> Option<Result<Preemption, Error>> {
+    fn enter_specially(&mut self, state: A::InterruptState) -> Result<Option<Trap<A::Interrupt>>, Error> {
+        let Some(watch) = self.watch else {
+            return self.enter_as_made(state).map(Some);
+        };
         if !A::accepts_interrupts(state) {
-            return Some(Err(Error::InterruptsMasked));
+            return Err(Error::InterruptsMasked);
         }
         let host = self.sandbox.hal.host();
         if let Some(deadline) = watch.deadline {
             host.arm_timer(deadline);
         }
-        match self.sandbox.limits.cancel {
-            Some(cancel) if !cancel.enter(host.cpu_index()) => {
-                cancel.leave();
-                Some(Ok(Preemption::Cancelled))
-            }
-            _ => None,
-        }
+        let Some(cancel) = self.sandbox.limits.cancel else {
+            return self.enter_as_made(state).map(Some);
+        };
+        let trap = if cancel.enter(host.cpu_index()) { self.enter_as_made(state).map(Some) } else { Ok(None) };
+        cancel.leave();
+        trap
     }
 
     /// How the call ends if it doesn't go on.
@@ -194,8 +200,18 @@ impl<'r, 'a, H: Host, A: Arch, T: Arguments, R: FromBytes + 'static> Run<'r, 'a,
         Exit { reason: ExitReason::Preempted(reason), at: A::program_counter(&self.sandbox.registers) }
     }
 
+    /// Enters with vector registers if the sandbox has any.
+    fn enter_as_made(&mut self, state: A::InterruptState) -> Result<Trap<A::Interrupt>, Error> {
+        self.enter_on::<true>(state)
+    }
+
     fn enter(&mut self, state: A::InterruptState) -> Result<Trap<A::Interrupt>, Error> {
-        let Sandbox { hal, view, registers, stale, .. } = &mut *self.sandbox;
+        self.enter_on::<false>(state)
+    }
+
+    #[inline(always)]
+    fn enter_on<const VECTORS: bool>(&mut self, state: A::InterruptState) -> Result<Trap<A::Interrupt>, Error> {
+        let Sandbox { hal, view, registers, stale, vectors, .. } = &mut *self.sandbox;
         let gate = hal.current_gate()?;
         if let Some(page) = stale.take() {
             A::flush_page(page);
@@ -203,8 +219,14 @@ impl<'r, 'a, H: Host, A: Arch, T: Arguments, R: FromBytes + 'static> Run<'r, 'a,
         }
         let roots = view.roots(hal, gate)?;
         // SAFETY: (1) interrupts are masked, and this CPU's gate was looked up since; (2) the view is whole, its gates are up to
-        // date, and it is borrowed for the run; (3) `registers` were prepared by `start`, for this view.
-        unsafe { hal.arch.enter(gate, registers, roots, state) }
+        // date, and it is borrowed for the run; (3) `registers` were prepared by `start`, for this view. With vectors: (2) `start`
+        // reset theirs.
+        unsafe {
+            match vectors {
+                Some(vectors) if VECTORS => hal.arch.enter_with_vectors(gate, registers, roots, state, vectors.area()),
+                _ => hal.arch.enter(gate, registers, roots, state),
+            }
+        }
     }
 
     /// Why the run ended with an exception; `None` if it was no fault of the sandbox's, and it should go on.

@@ -13,10 +13,11 @@ use crate::error::Error;
 use crate::exit::Exit;
 use crate::hal::Hal;
 use crate::host::Host;
-use crate::limits::Limits;
+use crate::limits::{Limits, Watch};
 use crate::permissions::Permissions;
 use crate::run::{Run, Stop};
 use crate::spurious::Spurious;
+use crate::vectors::Vectors;
 use crate::view::View;
 use crate::window::{Placement, Window};
 
@@ -28,11 +29,15 @@ pub struct Config {
     pub stack_size: usize,
     /// Where buffers lie in their pages.
     pub placement: Placement,
+    /// Whether it has floating point and vector registers, or using them ends a call as
+    /// [`FloatingPoint`](crate::ExitReason::FloatingPoint). `None`: it has them if the kernel is compiled for them, since any
+    /// function may use them then.
+    pub vectors: Option<bool>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { stack_size: 64 * 1024, placement: Placement::End }
+        Config { stack_size: 64 * 1024, placement: Placement::End, vectors: None }
     }
 }
 
@@ -48,6 +53,14 @@ impl Config {
     #[must_use]
     pub fn placement(mut self, placement: Placement) -> Self {
         self.placement = placement;
+        self
+    }
+
+    /// The same with or without floating point and vector registers. They are the sandbox's own, zero at the start of each call;
+    /// the host's stay as they are. The sandbox takes two frames more, and each entry saves and loads them.
+    #[must_use]
+    pub fn vectors(mut self, vectors: bool) -> Self {
+        self.vectors = Some(vectors);
         self
     }
 }
@@ -99,11 +112,15 @@ pub struct Sandbox<'a, H: Host, A: Arch> {
     pub(crate) spurious: Spurious,
     /// What may stop a call.
     pub(crate) limits: Limits<'a>,
+    /// Vector registers, if it has any.
+    pub(crate) vectors: Option<Vectors>,
+    /// Whether a call takes more than others: it has limits, or vector registers.
+    pub(crate) special: bool,
     /// The host's pointer to the block at the top of the stack.
     block: *mut Block,
 }
 
-// SAFETY: `block` points into a frame that only this sandbox uses, reachable from every CPU (Host, condition 2); all else is
+// SAFETY: `block` and `vectors` point into frames that only this sandbox uses, reachable from every CPU (Host, condition 2); all else is
 // Send and Sync, and nothing of a sandbox depends on the CPU or thread between runs.
 unsafe impl<H: Host, A: Arch> Send for Sandbox<'_, H, A> {}
 
@@ -111,6 +128,10 @@ const BLOCK_OFFSET: usize = PAGE_SIZE - size_of::<Block>();
 
 impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
     pub(crate) fn new(hal: &'a Hal<H, A>, config: Config) -> Result<Self, Error> {
+        let vectors = config.vectors.unwrap_or(A::VECTORS_IN_CODE);
+        if vectors {
+            hal.arch.check_vectors()?;
+        }
         let window = Window::new(hal.window, config.stack_size.div_ceil(PAGE_SIZE) as u64, config.placement)?;
         let mut view = View::new(hal)?;
         let block = VirtAddr(window.top_page().start().0 + BLOCK_OFFSET as u64);
@@ -119,6 +140,7 @@ impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
             .and_then(|()| view.pointer(hal, block).ok_or(Error::NotMapped(block.page())))
             .inspect_err(|_| view.destroy(hal))?
             .cast();
+        let vectors = vectors.then(|| Vectors::new(hal)).transpose().inspect_err(|_| view.destroy(hal))?;
         let spurious = Spurious::default();
         Ok(Sandbox {
             hal,
@@ -128,6 +150,8 @@ impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
             stale: None,
             spurious,
             limits: Limits::default(),
+            special: vectors.is_some(),
+            vectors,
             block,
         })
     }
@@ -219,12 +243,14 @@ impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
             return Err(Error::NoClock);
         }
         self.limits.time = limit;
+        self.special = self.vectors.is_some() || self.limits.any();
         Ok(())
     }
 
     /// Lets `cancel` stop each call from now on, as [`Preemption::Cancelled`](crate::Preemption).
     pub fn cancel_by(&mut self, cancel: Option<&'a Cancel>) {
         self.limits.cancel = cancel;
+        self.special = self.vectors.is_some() || self.limits.any();
     }
 
     /// Calls `function` in the sandbox and returns what it returned. What may stop it from outside ends it;
@@ -260,7 +286,7 @@ impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
         R: FromBytes + 'static,
     {
         let _ = function;
-        let watch = self.limits.begin(self.hal)?;
+        let watch = if self.special { self.start_specially()? } else { None };
         match self.reserve(&mut arguments) {
             Err(Error::WindowFull { .. }) => {
                 self.window.clear(self.hal, &mut self.view);
@@ -275,6 +301,16 @@ impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
         self.hal.arch.prepare(&mut self.registers, start);
         self.spurious.reset();
         Ok(Run::new(self, arguments, watch))
+    }
+
+    /// What a call with limits or vector registers takes more; what it is to be watched for.
+    #[cold]
+    fn start_specially(&mut self) -> Result<Option<Watch>, Error> {
+        if let Some(vectors) = &self.vectors {
+            // SAFETY: (1) `Vectors` took the frames and lends them to the backend alone; no run, since `self` is borrowed.
+            unsafe { self.hal.arch.reset_vectors(vectors.area()) };
+        }
+        self.limits.begin(self.hal)
     }
 
     fn reserve<T: Arguments>(&mut self, arguments: &mut T) -> Result<(), Error> {
@@ -359,5 +395,8 @@ impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
 impl<H: Host, A: Arch> Drop for Sandbox<'_, H, A> {
     fn drop(&mut self) {
         self.view.destroy(self.hal);
+        if let Some(vectors) = self.vectors.take() {
+            vectors.destroy(&self.hal.frames);
+        }
     }
 }

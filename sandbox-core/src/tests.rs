@@ -30,4 +30,5 @@ mod sharing;
 mod start;
 #[cfg(not(miri))]
 mod tags;
+mod vectors;
 mod window;

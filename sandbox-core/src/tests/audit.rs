@@ -176,6 +176,10 @@ pub(super) fn audit(rig: &Rig, sandboxes: &[&SimSandbox<'_>]) {
         }
     }
     assert_eq!(writable.intersection(&executable).next(), None, "writable here, executable there");
+    for frame in sandboxes.iter().filter_map(|sandbox| sandbox.vectors.as_ref()).flat_map(|vectors| vectors.frames()) {
+        assert!(known.insert(frame) && machine.is_taken(frame));
+        assert_eq!(hal.frames.purpose(frame), FrameUse::Private);
+    }
     for (&frame, &count) in claims.iter() {
         assert_eq!(hal.frames.purpose(frame), count, "{frame:?}");
     }

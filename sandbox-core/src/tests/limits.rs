@@ -18,7 +18,7 @@ use crate::sandbox::CallError;
 
 const TENTH: Duration = Duration::from_nanos(100);
 
-fn set_clock(machine: &Arc<Machine>, now: u64) {
+pub(super) fn set_clock(machine: &Arc<Machine>, now: u64) {
     machine.state().clock = Some(now);
 }
 

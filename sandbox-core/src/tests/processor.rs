@@ -11,13 +11,17 @@ use std::vec::Vec;
 use super::layout::{SimFormat, Translation};
 use super::machine::Machine;
 use crate::addr::{Frame, PAGE_SIZE, Page, PageRange, VirtAddr};
-use crate::arch::{Arch, Cause, FatalHook, Memory, Refusal, Start, Tags, Trap, ViewRoots};
+use crate::arch::{Arch, Cause, FatalHook, Memory, Refusal, Start, Tags, Trap, VectorArea, ViewRoots};
 use crate::argument::{Block, Part};
 use crate::error::{Error, Unsupported};
 use crate::permissions::Access;
 
 /// What the sandboxed code does from one entry to the next exit.
 type Step = Box<dyn FnOnce(&mut Guest<'_>) -> Result<Trap<u32>, Cause>>;
+
+/// Bytes of vector registers. The last is a control register, and what it is after a reset.
+pub(super) const VECTORS: usize = 16;
+pub(super) const CONTROL: u8 = 0x1f;
 
 /// The CPU of the current thread.
 #[derive(Default)]
@@ -39,6 +43,9 @@ pub(super) struct Cpu {
     /// What `start_cpu` is to fail with.
     pub(super) unsupported: Option<Unsupported>,
     pub(super) hook: Option<FatalHook>,
+    /// Its vector registers, and why sandboxes can have none.
+    pub(super) vectors: [u8; VECTORS],
+    pub(super) no_vectors: Option<Unsupported>,
     /// Where to look at the sandbox's memory in the next diagnosis, and what was there.
     pub(super) probe: Option<VirtAddr>,
     pub(super) probed: Option<(Vec<u8>, Option<u64>)>,
@@ -304,6 +311,7 @@ unsafe impl Arch for SimArch {
     type Interrupt = u32;
 
     const GATE_FRAMES: usize = 2;
+    const VECTORS_IN_CODE: bool = false;
 
     fn probe() -> Result<Self, Error> {
         Ok(SimArch)
@@ -430,6 +438,39 @@ unsafe impl Arch for SimArch {
             registers.cause = Some(cause);
             Trap::Fault
         }))
+    }
+
+    fn check_vectors(&self) -> Result<(), Error> {
+        cpu(|cpu| cpu.no_vectors).map_or(Ok(()), |feature| Err(feature.into()))
+    }
+
+    unsafe fn reset_vectors(&self, area: &VectorArea) {
+        // SAFETY: (1).
+        unsafe {
+            area.sandbox.write_bytes(0, VECTORS);
+            area.sandbox.add(VECTORS - 1).write(CONTROL);
+        }
+    }
+
+    unsafe fn enter_with_vectors(
+        &self,
+        gate: NonNull<u64>,
+        registers: &mut Registers,
+        roots: &ViewRoots,
+        interrupts: bool,
+        area: &VectorArea,
+    ) -> Result<Trap<u32>, Error> {
+        self.check_vectors()?;
+        let area = [area.sandbox, area.host].map(|set| set.cast::<[u8; VECTORS]>());
+        // SAFETY: (1), (2).
+        unsafe {
+            area[1].write(cpu(|cpu| cpu.vectors));
+            cpu(|cpu| cpu.vectors = area[0].read());
+            let result = self.enter(gate, registers, roots, interrupts);
+            area[0].write(cpu(|cpu| cpu.vectors));
+            cpu(|cpu| cpu.vectors = area[1].read());
+            result
+        }
     }
 
     fn diagnose(&self, registers: &Registers, memory: &dyn Memory) -> Cause {
