@@ -54,21 +54,36 @@ mod code {
     use core::mem::offset_of;
 
     use super::Set;
+    use crate::gate::Enter;
     use crate::registers::Registers;
 
-    // Kernels without vector registers are assembled without their instructions.
+    /// What surrounds code for vector registers: kernels without them are assembled without their instructions.
     #[cfg(not(target_feature = "neon"))]
-    core::arch::global_asm!(".arch_extension fp", ".arch_extension simd");
+    macro_rules! assembler {
+        (begin) => {
+            ".arch_extension fp\n.arch_extension simd"
+        };
+        (end) => {
+            ".arch_extension nosimd\n.arch_extension nofp"
+        };
+    }
+    #[cfg(target_feature = "neon")]
+    macro_rules! assembler {
+        ($place:ident) => {
+            ""
+        };
+    }
+
     core::arch::global_asm!(
+        assembler!(begin),
         include_str!("vectors_swap.s"),
+        assembler!(end),
         V = const offset_of!(Set, v),
         FPCR = const offset_of!(Set, fpcr),
         PAIR = const 2 * size_of::<u128>(),
         FRAME = const 4 * size_of::<u64>(),
         AREA = const 2 * size_of::<u64>(),
     );
-    #[cfg(not(target_feature = "neon"))]
-    core::arch::global_asm!(".arch_extension nosimd", ".arch_extension nofp");
 
     unsafe extern "C" {
         /// As `sandbox_gate_enter`, with the registers of `sandbox` while it runs, which it may change; the host's wait in `host`.

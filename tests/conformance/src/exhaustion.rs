@@ -79,7 +79,8 @@ fn making_a_sandbox_can_fail_at_every_allocation(suite: &Suite) -> Outcome {
         let make = |_: &mut ()| suite.sandbox_with(config).map(drop);
         at_every_allocation(suite, "a sandbox", || Ok(()), make, |_| works(&mut suite.sandbox()?))?;
     }
-    Ok(())
+    let make = |_: &mut ()| suite.sandbox_with(Config::default().vectors(true)).map(drop);
+    at_every_allocation(suite, "a sandbox with vectors", || Ok(()), make, |_| works(&mut suite.sandbox()?))
 }
 
 fn sum(a: &[u8], b: &mut [u8], c: &mut [u8]) -> u64 {

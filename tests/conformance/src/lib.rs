@@ -37,6 +37,7 @@ mod stack;
 mod state;
 mod translations;
 mod values;
+mod vectors;
 
 pub use kernel::{Kernel, Line};
 pub use suite::run;

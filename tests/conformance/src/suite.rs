@@ -13,8 +13,8 @@ use crate::kernel::Kernel;
 use crate::machine;
 use crate::verdict::{Outcome, Verdict};
 use crate::{
-    buffers, exhaustion, frames, grants, instructions, interrupts, limits, memory, refusals, stack, state,
-    translations, values,
+    buffers, exhaustion, frames, grants, instructions, interrupts, limits, memory, refusals, stack, state, translations, values,
+    vectors,
 };
 
 /// A sandbox of the suite's.
@@ -52,6 +52,7 @@ const FILES: &[(&str, &[Case])] = &[
     ("hardening", audit::hardening::CASES),
     ("poison", audit::poison::CASES),
     ("leaks", audit::leaks::CASES),
+    ("vectors", vectors::CASES),
 ];
 
 /// What a case works with.

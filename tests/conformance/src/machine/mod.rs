@@ -11,22 +11,26 @@ cfg_if::cfg_if! {
         mod x86_64_instructions;
         mod x86_64_resistance;
         mod x86_64_state;
+        mod x86_64_vectors;
         pub(crate) use x86_64::*;
         pub(crate) use x86_64_instructions::*;
         pub(crate) use x86_64_poison::*;
         pub(crate) use x86_64_resistance::*;
         pub(crate) use x86_64_state::*;
+        pub(crate) use x86_64_vectors::*;
     } else if #[cfg(target_arch = "aarch64")] {
         mod aarch64;
         mod aarch64_poison;
         mod aarch64_instructions;
         mod aarch64_resistance;
         mod aarch64_state;
+        mod aarch64_vectors;
         pub(crate) use aarch64::*;
         pub(crate) use aarch64_instructions::*;
         pub(crate) use aarch64_poison::*;
         pub(crate) use aarch64_resistance::*;
         pub(crate) use aarch64_state::*;
+        pub(crate) use aarch64_vectors::*;
     } else {
         compile_error!("the suite knows x86-64 and AArch64");
     }
