@@ -127,9 +127,8 @@ fn without_vectors(cr0: Cr0Flags) -> Cr0Flags {
 
 /// CR0 for one in which it works. NE: x87's exceptions are exceptions, and no interrupts (SDM 3, section 2.5).
 fn with_vectors(cr0: Cr0Flags) -> Cr0Flags {
-    cr0 - Cr0Flags::TASK_SWITCHED - Cr0Flags::EMULATE_COPROCESSOR
-        | Cr0Flags::MONITOR_COPROCESSOR
-        | Cr0Flags::NUMERIC_ERROR
+    let open = cr0 - Cr0Flags::TASK_SWITCHED - Cr0Flags::EMULATE_COPROCESSOR;
+    open | Cr0Flags::MONITOR_COPROCESSOR | Cr0Flags::NUMERIC_ERROR
 }
 
 /// What was closed for a run and must be opened after it. Interrupts are masked from `close` to `open`, and an NMI handler of

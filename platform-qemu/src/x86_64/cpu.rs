@@ -29,7 +29,8 @@ pub(super) fn init() {
     unsafe { Efer::update(|efer| efer.insert(EferFlags::NO_EXECUTE_ENABLE)) };
 
     let has_features = __cpuid_count(0, 0).eax >= FEATURES;
-    let mut wanted = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION;
+    // SSE is for sandboxes that ask for it; every CPU with long mode has it.
+    let mut wanted = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION | Cr4Flags::OSFXSR | Cr4Flags::OSXMMEXCPT_ENABLE;
     if has_features {
         let features = __cpuid_count(FEATURES, 0);
         let in_ebx = FEATURES_EBX.iter().map(|&(bit, flag)| (features.ebx >> bit, flag));
@@ -37,7 +38,7 @@ pub(super) fn init() {
         wanted.extend(in_ebx.chain(in_ecx).filter(|(word, _)| word & 1 != 0).map(|(_, flag)| flag));
     }
     // SAFETY: each flag is one that the CPU has. No global pages are used, no page is open to
-    // unprivileged code, and FP stays unusable: the kernel is built without it.
+    // unprivileged code, and CR0.TS keeps FP from the kernel, which is built without it.
     unsafe { Cr4::write(wanted) };
 
     // Task-switched and monitor: any FP instruction traps, in ring 3 too.

@@ -43,7 +43,7 @@ impl Vectors {
 
     /// As bad as a sandbox can make it.
     pub(crate) fn hostile() -> Vectors {
-        Vectors { v: [[!0; 2]; 32], fpcr: FPCR | FPCR_TRAPS, fpsr: !0 & 0xf800_009f, reserved: [0; 6] }
+        Vectors { v: [[!0; 2]; 32], fpcr: FPCR | FPCR_TRAPS, fpsr: 0xf800_009f, reserved: [0; 6] }
     }
 
     /// Every register's words, with its name.

@@ -68,6 +68,12 @@ fn calls(hal: &'static Hal<Qemu>) -> Result<(), CallError> {
         cost(|| calls::large(&mut sandbox, &input, &mut output), || calls::large_directly(&input, &mut direct)),
     );
     row("call that ends by a memory fault", cost(|| calls::fault(&mut sandbox), calls::nothing));
+    match hal.sandbox_with(Config::default().vectors(true)) {
+        Ok(mut sandbox) => {
+            row("call with vector registers, no arguments", cost(|| calls::empty(&mut sandbox), calls::empty_directly));
+        }
+        Err(error) => println!("no sandbox with vector registers: {error}"),
+    }
     Ok(())
 }
 
