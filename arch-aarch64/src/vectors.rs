@@ -110,8 +110,21 @@ mod code {
     ///
     /// 1. A frame of the caller's begins at `set`.
     pub(crate) unsafe fn reset(set: *mut u8) {
-        // SAFETY: (1).
-        unsafe { set.cast::<Set>().write_bytes(0, 1) };
+        const PAIR: usize = 2 * size_of::<u64>();
+        const { assert!(size_of::<Set>().is_multiple_of(PAIR)) };
+        // Not `write_bytes`: without vector registers that calls a routine, one that is made for any length.
+        // SAFETY: (1): a set is less than a frame.
+        unsafe {
+            core::arch::asm!(
+                ".rept {pairs}",
+                "stp xzr, xzr, [{to}], #{pair}",
+                ".endr",
+                to = inout(reg) set => _,
+                pairs = const size_of::<Set>() / PAIR,
+                pair = const PAIR,
+                options(nostack, preserves_flags),
+            );
+        }
     }
 }
 
