@@ -136,11 +136,18 @@ global_asm!(
     "suite_with_vectors:",
     "suite_keep_vectors",
     "mov x19, x3",
+    "mov x20, x4",
+    "mov x10, x0",
+    "mov x0, x4",
+    "bl suite_store_vectors",
+    "mov x0, x10",
     "bl suite_load_vectors",
     "mov x0, x2",
     "blr x1",
     "mov x0, x19",
     "bl suite_store_vectors",
+    "mov x0, x20",
+    "bl suite_load_vectors",
     "suite_bring_vectors_back",
     "ret",
     ".global suite_hold_vectors",
@@ -189,14 +196,21 @@ unsafe extern "C" {
     #[link_name = "suite_store_vectors"]
     pub(crate) safe fn store_vectors(into: &mut Vectors);
 
-    /// Loads all registers, calls `work(context)`, and stores what is in them then in `found`.
+    /// Loads all registers, calls `work(context)`, and stores what is in them then in `found`. Those from before wait in `before` and
+    /// are there again afterwards.
     ///
     /// # Safety
     ///
     /// 1. `context` is what `work` takes.
     /// 2. The registers can be used.
     #[link_name = "suite_with_vectors"]
-    fn with(vectors: &Vectors, work: unsafe extern "C" fn(*mut ()), context: *mut (), found: &mut Vectors);
+    fn with(
+        vectors: &Vectors,
+        work: unsafe extern "C" fn(*mut ()),
+        context: *mut (),
+        found: &mut Vectors,
+        before: &mut Vectors,
+    );
 
     /// Loads all registers, adds number 30 to number 31 until the counter at `ticks` has moved by `wanted`, but once at least,
     /// and stores them; how often.
@@ -256,10 +270,10 @@ pub(crate) fn with_vectors(vectors: &Vectors, open: bool, work: &mut dyn FnMut()
     }
     let before = CPACR_EL1.get();
     let mut context = Context { closed: (!open && !USED_BY_CODE).then_some(before & !FPEN), work };
-    let mut found = Vectors::reset();
+    let (mut found, mut earlier) = (Vectors::reset(), Vectors::reset());
     set_cpacr(before | FPEN);
     // SAFETY: (1) `call` takes such a pointer; (2) opened above.
-    unsafe { with(vectors, call, (&raw mut context).cast(), &mut found) };
+    unsafe { with(vectors, call, (&raw mut context).cast(), &mut found, &mut earlier) };
     set_cpacr(before);
     found
 }

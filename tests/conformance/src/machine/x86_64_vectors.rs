@@ -161,19 +161,22 @@ global_asm!(
     ".global suite_with_vectors",
     "suite_with_vectors:",
     "push rbx",
+    "push rbp",
+    "push rdi",
     "mov rbx, rcx",
-    "sub rsp, 16",
-    "stmxcsr [rsp]",
-    "fnstcw [rsp + 8]",
+    "mov rbp, r8",
+    "mov rdi, r8",
+    "call suite_store_vectors",
+    "mov rdi, [rsp]",
     "call suite_load_vectors",
     "mov rdi, rdx",
     "call rsi",
     "mov rdi, rbx",
     "call suite_store_vectors",
-    "fninit",
-    "fldcw [rsp + 8]",
-    "ldmxcsr [rsp]",
-    "add rsp, 16",
+    "mov rdi, rbp",
+    "call suite_load_vectors",
+    "pop rdi",
+    "pop rbp",
     "pop rbx",
     "ret",
     ".global suite_hold_vectors",
@@ -233,14 +236,21 @@ unsafe extern "C" {
     #[link_name = "suite_store_vectors"]
     pub(crate) safe fn store_vectors(into: &mut Vectors);
 
-    /// Loads all registers, calls `work(context)`, and stores what is in them then in `found`.
+    /// Loads all registers, calls `work(context)`, and stores what is in them then in `found`. Those from before wait in `before` and
+    /// are there again afterwards.
     ///
     /// # Safety
     ///
     /// 1. `context` is what `work` takes.
     /// 2. The registers can be used.
     #[link_name = "suite_with_vectors"]
-    fn with(vectors: &Vectors, work: unsafe extern "C" fn(*mut ()), context: *mut (), found: &mut Vectors);
+    fn with(
+        vectors: &Vectors,
+        work: unsafe extern "C" fn(*mut ()),
+        context: *mut (),
+        found: &mut Vectors,
+        before: &mut Vectors,
+    );
 
     /// Loads all registers, adds XMM14 to XMM15 until the counter at `ticks` has moved by `wanted`, but once at least, and
     /// stores them; how often.
@@ -298,10 +308,10 @@ pub(crate) fn with_vectors(vectors: &Vectors, open: bool, work: &mut dyn FnMut()
     }
     let before = Cr0::read();
     let mut context = Context { close: !open && !USED_BY_CODE, work };
-    let mut found = Vectors::reset();
+    let (mut found, mut earlier) = (Vectors::reset(), Vectors::reset());
     set_cr0(before - CLOSED);
     // SAFETY: (1) `call` takes such a pointer; (2) opened above.
-    unsafe { with(vectors, call, (&raw mut context).cast(), &mut found) };
+    unsafe { with(vectors, call, (&raw mut context).cast(), &mut found, &mut earlier) };
     set_cr0(before);
     found
 }
