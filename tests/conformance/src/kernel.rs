@@ -70,4 +70,13 @@ pub trait Kernel: Sync {
     fn leaves_off(&self) -> &'static [&'static str] {
         &[]
     }
+
+    /// Called before each case, with interrupts on. A kernel that has processes lets them run, goes on on another root, and the like:
+    /// what the cases need of it stays as it is.
+    fn between_cases(&self) {}
+
+    /// Whether the kernel's interrupt handlers rely on the GS base of x86-64. The cases then leave it as it is.
+    fn uses_thread_base(&self) -> bool {
+        false
+    }
 }

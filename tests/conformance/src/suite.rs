@@ -3,6 +3,7 @@
 use alloc::boxed::Box;
 use alloc::string::String;
 use core::fmt::{self, Write};
+use core::sync::atomic::Ordering;
 
 use sandbox_mode::walk::walk;
 use sandbox_mode::{Arch, Config, Error, Frame, Hal, Host, Page, PageRange, VirtAddr};
@@ -68,6 +69,7 @@ impl Suite {
         let hal: &'static Hal<SuiteHost> = Box::leak(Box::new(Hal::new(SuiteHost::new(kernel))?));
         // SAFETY: (1) to (3): `run` is called once, and the kernel promises that its only CPU is started with what it says.
         unsafe { hal.start_cpu(kernel.cpu_config()) }?;
+        machine::THREAD_BASE_IN_USE.store(kernel.uses_thread_base(), Ordering::Relaxed);
         Ok(Suite { kernel, hal, auditor, verbose })
     }
 
@@ -144,6 +146,7 @@ impl Suite {
 
     /// Runs a case and checks what must hold after each.
     fn run(&self, case: &Case) -> Outcome {
+        self.kernel.between_cases();
         let frames = self.kernel.free_frames();
         host::take_unclean();
         self.audited("the case", &mut || (case.run)(self))?;

@@ -36,7 +36,12 @@ cfg_if::cfg_if! {
     }
 }
 
+use core::sync::atomic::AtomicBool;
+
 use sandbox_mode::ExitReason;
+
+/// [`Kernel::uses_thread_base`](crate::Kernel::uses_thread_base).
+pub(crate) static THREAD_BASE_IN_USE: AtomicBool = AtomicBool::new(false);
 
 /// A function that changes what unprivileged code can change.
 pub(crate) struct Spoiler {

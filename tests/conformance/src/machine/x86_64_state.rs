@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 use core::arch::{asm, naked_asm};
+use core::sync::atomic::Ordering;
 
 use x86_64::VirtAddr;
 use x86_64::instructions::interrupts::without_interrupts;
@@ -10,7 +11,7 @@ use x86_64::registers::model_specific::{FsBase, GsBase, KernelGsBase};
 use x86_64::registers::rflags::RFlags;
 use x86_64::registers::segmentation::{DS, ES, FS, GS, Segment, SegmentSelector};
 
-use super::Spoiler;
+use super::{Spoiler, THREAD_BASE_IN_USE};
 
 fn has_pkru() -> bool {
     Cr4::read().contains(Cr4Flags::PROTECTION_KEY_USER)
@@ -39,18 +40,22 @@ const EXECUTION_BREAKPOINT: u64 = 1 | 1 << 10;
 pub(crate) fn with_unusual_state(work: &mut dyn FnMut()) {
     let before = (Cr0::read(), FsBase::read(), GsBase::read(), KernelGsBase::read());
     let segments = (DS::get_reg(), ES::get_reg(), FS::get_reg(), GS::get_reg());
+    let keeps_gs = THREAD_BASE_IN_USE.load(Ordering::Relaxed);
     // A kernel that finds its own data through GS has an unusual base already.
     let gs_base = if before.2.is_null() { VirtAddr::new(SECRET_BASE + 0x1000) } else { before.2 };
     // Loading GS loses its base, which interrupt handlers may need.
     let set_gs = |selector, base| {
+        if keeps_gs {
+            return;
+        }
         without_interrupts(|| {
             // SAFETY: a flat segment, and the base that the kernel has or doesn't use.
             unsafe { GS::set_reg(selector) };
             GsBase::write(base);
         });
     };
-    // SAFETY: nothing in the kernel uses these: no thread locals, no floating point, flat segments, no debug registers. All are
-    // put back below.
+    // SAFETY: nothing in the kernel uses these: no thread locals, no floating point, flat segments, no debug registers; it says so
+    // of GS. All are put back below.
     unsafe {
         DS::set_reg(DATA);
         ES::set_reg(DATA);

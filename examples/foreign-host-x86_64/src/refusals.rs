@@ -1,0 +1,6 @@
+//! Starting the HAL while something is missing.
+
+/// Runs them.
+pub(crate) fn run() -> bool {
+    false
+}
