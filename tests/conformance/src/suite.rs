@@ -5,8 +5,8 @@ use alloc::string::String;
 use core::fmt::{self, Write};
 use core::sync::atomic::Ordering;
 
-use sandbox_mode::walk::walk;
-use sandbox_mode::{Arch, Config, Error, Frame, Hal, Host, Page, PageRange, VirtAddr};
+use sandbox_mode::walk::{Mapping, walk};
+use sandbox_mode::{Arch, Config, Error, Frame, Hal, Host, Page, PageRange, Permissions, VirtAddr};
 
 use crate::audit::{self, Auditor, Snapshot};
 use crate::host::{self, SuiteHost};
@@ -90,6 +90,15 @@ impl Suite {
 
     /// The frame that the host maps at `page`.
     pub(crate) fn frame_of(&self, page: Page) -> Option<Frame> {
+        self.mapping_of(page).map(|mapping| mapping.frame)
+    }
+
+    /// What the host itself may do at `page`.
+    pub(crate) fn permissions_of(&self, page: Page) -> Option<Permissions> {
+        self.mapping_of(page).map(|mapping| mapping.permissions)
+    }
+
+    fn mapping_of(&self, page: Page) -> Option<Mapping> {
         let mut mapping = None;
         self.hal.host().with_tables(&mut |roots| {
             mapping = walk(self.hal.arch().format(), roots, page, |table, index| {
@@ -97,7 +106,7 @@ impl Suite {
                 unsafe { self.hal.host().frame_pointer(table).cast::<u64>().add(index).read_volatile() }
             });
         });
-        mapping.map(|mapping| mapping.frame)
+        mapping
     }
 
     /// The page at which the host's own view of its frames has `frame`.
