@@ -32,6 +32,7 @@ global_asm!(
 
     ".pushsection .data.boot, \"aw\", @progbits",
     ".balign 4096",
+    ".global boot_top",
     "boot_top:",
     ".quad boot_upper + 3",
     ".fill {slots_before}, 8, 0",
@@ -111,6 +112,15 @@ global_asm!(
     data_selector = const DATA_SELECTOR,
     start = sym start,
 );
+
+unsafe extern "C" {
+    static boot_top: u8;
+}
+
+/// The root of the boot tables.
+pub(crate) fn root() -> u64 {
+    (&raw const boot_top).addr() as u64
+}
 
 #[repr(C)]
 struct StartInformation {

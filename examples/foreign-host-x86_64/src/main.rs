@@ -42,6 +42,7 @@ mod processes;
 mod refusals;
 mod settings;
 mod suite;
+mod tally;
 mod traps;
 
 use x86_64::instructions::interrupts;

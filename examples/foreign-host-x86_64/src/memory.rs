@@ -88,6 +88,12 @@ pub(crate) fn free(frame: u64) {
     });
 }
 
+/// The address of some frame that is free.
+pub(crate) fn a_free_one() -> u64 {
+    let position = FRAMES.with(|frames| frames.states.iter().rposition(|&state| state == State::Free));
+    position.expect("RAM") as u64 * FRAME
+}
+
 /// How many frames are free.
 pub(crate) fn free_count() -> usize {
     FRAMES.with(|frames| frames.free)
