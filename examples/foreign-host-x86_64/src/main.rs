@@ -17,7 +17,7 @@
 //! What the command line may ask for, besides what the conformance suite understands:
 //!
 //! * nothing: the suite runs, its thread on another root for each case, with the processes doing something in between; then it is
-//!   checked that handlers and processes always found what they should;
+//!   checked that handlers and processes always found what they should. With `preempt` each tick lets the processes run first;
 //! * `own`: this kernel's own checks of calls from its threads and from system calls (`checks`);
 //! * `refusals`: starting the HAL fails with the right error as long as something is missing (`refusals`).
 //!

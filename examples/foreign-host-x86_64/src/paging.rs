@@ -33,7 +33,6 @@ const DEVICES: u64 = high(336);
 /// The first of the devices: the I/O APIC; the HPET and the local APIC follow.
 const DEVICE_FRAMES: Range<u64> = 0xfec0_0000..0xff00_0000;
 
-const LARGE: u64 = 2 << 20;
 const HUGE: u64 = 1 << 30;
 const HUGE_PAGES: u32 = 1 << 26;
 
