@@ -4,22 +4,43 @@ use core::fmt::Debug;
 
 use crate::console::println;
 
-/// What became of the checks so far.
-#[derive(Default)]
-pub(crate) struct Tally {
-    passed: u32,
-    failed: u32,
-    skipped: u32,
+/// How many of each kind.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub(crate) struct Counts {
+    pub(crate) passed: u32,
+    pub(crate) failed: u32,
+    pub(crate) skipped: u32,
 }
 
+impl Counts {
+    /// What a line like that of [`Tally::finish`] says.
+    pub(crate) fn read(line: &str) -> Option<Counts> {
+        let mut words = line.split_whitespace();
+        let mut count = |what| {
+            let number = words.next()?.parse().ok()?;
+            (words.next()? == what).then_some(number)
+        };
+        Some(Counts { passed: count("passed,")?, failed: count("failed,")?, skipped: count("skipped")? })
+    }
+}
+
+/// What became of the checks so far.
+#[derive(Default)]
+pub(crate) struct Tally(Counts);
+
 impl Tally {
+    /// Goes on from what others counted.
+    pub(crate) fn from(counts: Counts) -> Self {
+        Tally(counts)
+    }
+
     /// Counts a check; says so if it failed.
     pub(crate) fn check(&mut self, what: &str, result: Result<(), impl Debug>) {
         match result {
-            Ok(()) => self.passed += 1,
+            Ok(()) => self.0.passed += 1,
             Err(why) => {
                 println!("FAILED  {what}: {why:?}");
-                self.failed += 1;
+                self.0.failed += 1;
             }
         }
     }
@@ -33,12 +54,13 @@ impl Tally {
     /// Counts one that this machine can't do.
     pub(crate) fn skip(&mut self, what: &str, why: &str) {
         println!("skipped {what}: {why}");
-        self.skipped += 1;
+        self.0.skipped += 1;
     }
 
     /// Prints the sum; whether nothing failed.
     pub(crate) fn finish(self) -> bool {
-        println!("{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped);
-        self.failed == 0
+        let Counts { passed, failed, skipped } = self.0;
+        println!("{passed} passed, {failed} failed, {skipped} skipped");
+        failed == 0
     }
 }
