@@ -47,6 +47,10 @@ static LEGACY_CONTROLLERS: Masked<ChainedPics> = Masked::new(unsafe { ChainedPic
 /// All masked but the timer and the second controller; all but the RTC.
 const LEGACY_MASKS: [u8; 2] = [!0b101, !1];
 
+/// Where each is asked for what it has in service.
+const LEGACY_COMMANDS: [u16; 2] = [0x20, 0xa0];
+const READ_IN_SERVICE: u8 = 0x0b;
+
 /// The 8254's channel 0 as a rate generator, and its count for a thousandth of a second.
 const TIMER_COMMAND: u16 = 0x43;
 const TIMER_CHANNEL: u16 = 0x40;
@@ -67,6 +71,7 @@ const LOCAL: u64 = 0xfee0_0000;
 const LOCAL_ID: u64 = 0x20;
 const LOCAL_EOI: u64 = 0xb0;
 const LOCAL_SPURIOUS_VECTOR: u64 = 0xf0;
+const LOCAL_IN_SERVICE: u64 = 0x100;
 const LOCAL_COMMAND: u64 = 0x300;
 const LOCAL_COMMAND_HIGH: u64 = 0x310;
 const LINT0: u64 = 0x350;
@@ -166,6 +171,29 @@ pub(crate) fn finish_spurious(vector: u8) {
     if vector == LEGACY + 15 {
         finish(LEGACY + 2);
     }
+}
+
+/// What of the interrupt controllers stays as it is while interrupts are masked: nothing is in service.
+pub(crate) fn settings() -> impl Iterator<Item = (&'static str, u64)> {
+    let legacy = LEGACY_COMMANDS.map(|port| {
+        out(port, READ_IN_SERVICE);
+        // SAFETY: reading has no effect.
+        u64::from(unsafe { Port::<u8>::new(port).read() })
+    });
+    // SAFETY: as above.
+    let masks = LEGACY_CONTROLLERS.with(|controllers| unsafe { controllers.read_masks() });
+    let in_service = (0..8).map(|word| ("local APIC, in service", LOCAL_IN_SERVICE + 0x10 * word));
+    let local = [
+        ("local APIC, spurious vector", LOCAL_SPURIOUS_VECTOR),
+        ("local APIC, LINT0", LINT0),
+        ("local APIC, LINT1", LINT1),
+    ];
+    let local = local.into_iter().chain(in_service).map(|(name, offset)| (name, u64::from(read(LOCAL, offset))));
+    legacy
+        .map(|value| ("8259, in service", value))
+        .into_iter()
+        .chain(masks.map(|mask| ("8259, mask", mask.into())))
+        .chain(local)
 }
 
 fn send(command: u32) {

@@ -40,6 +40,8 @@ const STACK: usize = 128 << 10;
 struct Thread {
     stack_pointer: u64,
     stack: u64,
+    /// What the task state names while it runs: its stack, but see [`use_root`].
+    interrupt_stack: u64,
     root: u64,
     bases: [VirtAddr; 2],
     selectors: [SegmentSelector; 3],
@@ -52,7 +54,14 @@ unsafe impl Sync for Threads {}
 
 static LIST: Threads = Threads(UnsafeCell::new(
     [const {
-        Thread { stack_pointer: 0, stack: 0, root: 0, bases: [VirtAddr::zero(); 2], selectors: [SegmentSelector(0); 3] }
+        Thread {
+            stack_pointer: 0,
+            stack: 0,
+            interrupt_stack: 0,
+            root: 0,
+            bases: [VirtAddr::zero(); 2],
+            selectors: [SegmentSelector(0); 3],
+        }
     }; THREADS],
 ));
 static CURRENT: AtomicUsize = AtomicUsize::new(0);
@@ -232,6 +241,7 @@ pub(crate) fn init() {
     for (thread, number) in threads.iter_mut().zip(0u64..) {
         let stack = stack().as_mut_ptr_range().end;
         thread.stack = stack.addr() as u64;
+        thread.interrupt_stack = thread.stack;
         thread.root = paging::root();
         thread.selectors = [DS::get_reg(), ES::get_reg(), FS::get_reg()];
         let Some(process) = number.checked_sub(1) else { continue };
@@ -306,7 +316,7 @@ fn switch_to(next: usize) {
             (*from).bases = [FsBase::read(), KernelGsBase::read()];
             (*from).selectors = [DS::get_reg(), ES::get_reg(), FS::get_reg()];
             paging::activate((*to).root);
-            descriptors::set_interrupt_stack((*to).stack);
+            descriptors::set_interrupt_stack((*to).interrupt_stack);
             cpu::set_kernel_stack((*to).stack);
             DS::set_reg((*to).selectors[0]);
             ES::set_reg((*to).selectors[1]);
@@ -344,7 +354,8 @@ pub(crate) fn use_root(number: usize) {
             let root = if number == 0 { paging::root() } else { (*list.add(number)).root };
             (*list).root = root;
             paging::activate(root);
-            descriptors::set_interrupt_stack((*list.add(number)).stack);
+            (*list).interrupt_stack = (*list.add(number)).stack;
+            descriptors::set_interrupt_stack((*list).interrupt_stack);
         }
     });
 }

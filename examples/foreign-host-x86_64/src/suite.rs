@@ -13,7 +13,7 @@ use crate::descriptors::FREE_STACKS;
 use crate::host::Foreign;
 use crate::lock::Masked;
 use crate::tally::Counts;
-use crate::{console, devices, memory, paging, processes};
+use crate::{console, devices, memory, paging, processes, traps};
 
 /// This kernel.
 pub(crate) struct Suite;
@@ -89,6 +89,20 @@ impl Kernel for Suite {
         work(VirtAddr(processes::SCRATCH));
         processes::use_root(ROOT.load(Ordering::Relaxed));
         Ok(())
+    }
+
+    fn set_fixup(&self, fixup: fn(u64) -> Option<u64>) -> Result<(), &'static str> {
+        traps::set_fixup(fixup);
+        Ok(())
+    }
+
+    fn inspect(&self, look: &mut dyn FnMut(&'static str, u64)) {
+        devices::settings().for_each(|(name, value)| look(name, value));
+    }
+
+    /// It is older than these.
+    fn leaves_off(&self) -> &'static [&'static str] {
+        &["SMEP", "SMAP", "UMIP"]
     }
 
     /// The processes do something, and the suite goes on on another root.

@@ -4,6 +4,7 @@
 //! since one may come before another entry has swapped them.
 
 use core::arch::naked_asm;
+use core::sync::atomic::{AtomicPtr, Ordering};
 
 use x86_64::registers::control::Cr2;
 use x86_64::registers::rflags::RFlags;
@@ -14,7 +15,9 @@ use crate::descriptors::{self, CLOCK_STACK, EMERGENCY_STACK};
 use crate::{devices, paging, processes};
 
 const NMI: u8 = 2;
+const INVALID_OPCODE: u8 = 6;
 const DOUBLE_FAULT: u8 = 8;
+const GENERAL_PROTECTION: u8 = 13;
 /// The legacy interrupt controller's vectors: eight, and eight.
 pub(crate) const LEGACY: u8 = 0x28;
 /// The tick.
@@ -169,13 +172,33 @@ pub(crate) fn handlers() -> impl Iterator<Item = (u8, u64, u8)> {
     })
 }
 
+static FIXUP: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Asks `fixup` from now on where the kernel's own code goes on after an instruction that the CPU refused.
+pub(crate) fn set_fixup(fixup: fn(u64) -> Option<u64>) {
+    FIXUP.store(fixup as *mut (), Ordering::Relaxed);
+}
+
+fn fixup(at: u64) -> Option<u64> {
+    let fixup = FIXUP.load(Ordering::Relaxed);
+    if fixup.is_null() {
+        return None;
+    }
+    // SAFETY: only `set_fixup` stores one that isn't null.
+    let fixup = unsafe { core::mem::transmute::<*mut (), fn(u64) -> Option<u64>>(fixup) };
+    fixup(at)
+}
+
 /// Called with interrupts masked.
-extern "C" fn handle(frame: &Frame) {
+extern "C" fn handle(frame: &mut Frame) {
     let of_process = frame.cs & 3 != 0;
     let vector = frame.vector as u8;
     check(frame, vector, of_process);
     match vector {
         NMI => count(&COUNTERS.nmi),
+        INVALID_OPCODE | GENERAL_PROTECTION if let Some(next) = fixup(frame.rip).filter(|_| !of_process) => {
+            frame.rip = next
+        }
         ..32 => report(frame),
         _ => {
             if of_process {
