@@ -20,7 +20,7 @@ files := quote(justfile_directory() / 'examples/files')
 host_packages := '-p sandbox-core -p arch-x86_64 -p arch-aarch64 -p sandbox-mode -p qemu-runner'
 miri_packages := '-p sandbox-core'
 guest_libraries := '-p sandbox-core -p sandbox-mode -p platform-qemu -p demo'
-guest_packages := guest_libraries + ' -p conformance -p hello -p threads'
+guest_packages := guest_libraries + ' -p conformance -p hello -p threads -p soak'
 
 # The suite on a kernel that maps nothing globally, and has its ASID in the one root or in the other.
 asids := '-- debug/conformance --suite conformance --timeout 300 --args asids=low' \
@@ -74,6 +74,33 @@ bench: _runner
         {{ x86 }}/release/bench --icount --cpu max --timeout 300 -- \
         {{ arm }}/release/bench --icount --cpu max --timeout 300 -- \
         {{ arm }}/release/bench --icount --cpu max --timeout 300 --args asids=high
+
+# Disturb sandboxes on four CPUs from all sides: `--rounds N`, each on both machines, beginning with `--seed S`
+[no-exit-message]
+soak *OPTIONS: _runner
+    #!/bin/sh
+    set -eu
+    rounds=1 seed=1
+    while [ $# -gt 0 ]; do
+        case "$1 ${2-}" in
+        "--rounds "*[!0-9]* | "--seed "*[!0-9]* | "--rounds " | "--seed ")
+            echo "soak: $1 takes a number" >&2; exit 2 ;;
+        "--rounds "*) rounds=$2 ;;
+        "--seed "*) seed=$2 ;;
+        *) echo "soak: no option '$1': --rounds N, --seed S" >&2; exit 2 ;;
+        esac
+        shift 2
+    done
+    cargo build --quiet --release -p soak --target {{ x86 }} --target {{ arm }}
+    set --
+    while [ "$rounds" -gt 0 ]; do
+        for target in {{ x86 }} {{ arm }}; do
+            [ $# -eq 0 ] || set -- "$@" --
+            set -- "$@" "$CARGO_TARGET_DIR/$target/release/soak" --suite soak --smp 4 --cpu max --timeout 120 --args "seed=$seed"
+        done
+        rounds=$((rounds - 1)) seed=$((seed + 1))
+    done
+    {{ runner }} suite "$@"
 
 # Run the arch-neutral tests under Miri (with a nightly Rust that has it)
 [no-exit-message]

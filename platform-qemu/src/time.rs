@@ -33,7 +33,25 @@ pub fn ticks() -> u64 {
     TICKS.count()
 }
 
-/// Starts the periodic tick of this CPU, at [`TICK_RATE`]. It runs on all CPUs when `main` is called.
+/// Ticks a second, of CPUs whose tick is started from now on.
+static RATE: AtomicU64 = AtomicU64::new(TICK_RATE);
+
+/// Sets the rate at which [`start_tick`] starts ticks: [`TICK_RATE`] until then.
+///
+/// # Panics
+///
+/// If it is zero.
+pub fn set_tick_rate(ticks_a_second: u64) {
+    assert!(ticks_a_second > 0, "a tick that never comes");
+    RATE.store(ticks_a_second, Ordering::Relaxed);
+}
+
+/// The rate that was set.
+pub(crate) fn tick_rate() -> u64 {
+    RATE.load(Ordering::Relaxed)
+}
+
+/// Starts the periodic tick of this CPU, at [`TICK_RATE`] if nobody has set another. It runs on all CPUs when `main` is called.
 pub fn start_tick() {
     without(|| {
         cpu::local().ticking.store(true, Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! The periodic tick, from each CPU's virtual timer.
 
 use super::clock;
-use crate::time::{TICK_RATE, alarm, on_tick};
+use crate::time::{alarm, on_tick, tick_rate};
 use crate::{cpu, interrupts};
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTV_CTL_EL0, CNTV_CVAL_EL0, CNTVCT_EL0, Readable, Writeable};
 use arm_gic::IntId;
@@ -11,7 +11,7 @@ use core::sync::atomic::Ordering;
 const TIMER: IntId = IntId::ppi(11);
 
 fn period() -> u64 {
-    CNTFRQ_EL0.get() / TICK_RATE
+    (CNTFRQ_EL0.get() / tick_rate()).max(1)
 }
 
 /// Starts the tick: [`on_tick`] runs at each one.

@@ -5,16 +5,17 @@ use spin::Once;
 use super::{apic, clock, instructions, pit};
 use crate::{
     interrupts,
-    time::{TICK_RATE, alarm, on_tick},
+    time::{alarm, on_tick, tick_rate},
 };
 
 const VECTOR: u8 = 0x30;
 
-static STEPS_A_TICK: Once<u32> = Once::new();
+/// Steps of the timer in a hundredth of a second.
+static STEPS: Once<u32> = Once::new();
 
 /// Starts this CPU's tick; the first time, finds out how fast the timer is, which is the same on all.
 pub(crate) fn start() {
-    let steps = *STEPS_A_TICK.call_once(|| {
+    let hundredth = *STEPS.call_once(|| {
         let mut before = 0;
         let begin = || {
             apic::start_timer(VECTOR, None);
@@ -24,10 +25,10 @@ pub(crate) fn start() {
         clock::calibrate(after - before, hundredth);
         interrupts::register(usize::from(VECTOR), on_tick);
         interrupts::register(usize::from(clock::VECTOR), alarm);
-        let steps = u64::from(hundredth) * 100 / TICK_RATE;
-        u32::try_from(steps).unwrap_or(u32::MAX).max(1)
+        hundredth
     });
-    apic::start_timer(VECTOR, Some(steps));
+    let steps = u64::from(hundredth) * 100 / tick_rate();
+    apic::start_timer(VECTOR, Some(u32::try_from(steps).unwrap_or(u32::MAX).max(1)));
 }
 
 /// Stops the tick.
