@@ -14,8 +14,8 @@ use crate::kernel::Kernel;
 use crate::machine;
 use crate::verdict::{Outcome, Verdict};
 use crate::{
-    buffers, exhaustion, frames, grants, instructions, interrupts, limits, memory, refusals, stack, state, translations, values,
-    vectors,
+    buffers, exhaustion, frames, grants, instructions, interrupts, limits, memory, refusals, stack, state,
+    translations, values, vectors,
 };
 
 /// A sandbox of the suite's.
