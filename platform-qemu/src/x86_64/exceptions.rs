@@ -1,6 +1,9 @@
 //! What happens on each vector.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::{
+    mem, ptr,
+    sync::atomic::{AtomicPtr, AtomicU64, Ordering},
+};
 
 use x86_64::registers::control::{Cr2, Cr3};
 
@@ -13,10 +16,12 @@ pub(super) const NMI: u64 = 2;
 pub(super) const DOUBLE_FAULT: u64 = 8;
 const INVALID_OPCODE: u64 = 6;
 const GENERAL_PROTECTION: u64 = 13;
+const MACHINE_CHECK: u64 = 18;
 
 static REPORTER: Reporter = Reporter::new();
 static NMIS: AtomicU64 = AtomicU64::new(0);
 static SPURIOUS: AtomicU64 = AtomicU64::new(0);
+static ASYNCHRONOUS: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
 
 /// How many non-maskable interrupts have arrived.
 pub fn nmi_count() -> u64 {
@@ -28,14 +33,34 @@ pub fn spurious_count() -> u64 {
     SPURIOUS.load(Ordering::Relaxed)
 }
 
+/// Calls `handler` for each non-maskable interrupt and for each machine check, which is fatal otherwise, with the vector and
+/// the address it interrupted. It may have interrupted anything, a lock's holder too.
+pub fn handle_asynchronous(handler: fn(vector: u8, address: u64)) {
+    ASYNCHRONOUS.store(handler as *mut (), Ordering::Release);
+}
+
+/// Whether somebody handled it.
+fn asynchronous(frame: &Frame) -> bool {
+    let handler = ASYNCHRONOUS.load(Ordering::Acquire);
+    if handler.is_null() {
+        return false;
+    }
+    // SAFETY: only `handle_asynchronous` stores a non-null value, and that is such a function.
+    let handler = unsafe { mem::transmute::<*mut (), fn(u8, u64)>(handler) };
+    handler(frame.vector as u8, frame.rip);
+    true
+}
+
 /// Called by the entry code for each interrupt and exception, with interrupts masked.
 pub(super) extern "C" fn on_interrupt(frame: &mut Frame) {
     match frame.vector {
         // May have interrupted anything, a lock's holder too.
         NMI => {
             NMIS.fetch_add(1, Ordering::Relaxed);
+            asynchronous(frame);
         }
         INVALID_OPCODE | GENERAL_PROTECTION if let Some(next) = fixup::find(frame.rip) => frame.rip = next,
+        MACHINE_CHECK if asynchronous(frame) => {}
         ..EXCEPTIONS => report(frame),
         apic::SPURIOUS => {
             SPURIOUS.fetch_add(1, Ordering::Relaxed);

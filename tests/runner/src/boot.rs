@@ -1,5 +1,6 @@
 //! One boot: QEMU is started, read from, and ended if it doesn't end by itself.
 
+use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::command;
 use crate::ending::Ending;
 use crate::error::Error;
+use crate::gdb::Gdb;
 use crate::image;
 use crate::inputs;
 use crate::lines::LineEnds;
@@ -39,9 +41,36 @@ pub(crate) fn run(boot: &Boot) -> Result<bool, Error> {
 
 /// Boots, shows the output, judges, and explains a failure on standard error.
 pub(crate) fn observe(boot: &Boot) -> Result<Outcome, Error> {
+    watched(boot, &[])
+}
+
+/// Boots under the debugger stub, with the guest stopped at its first instruction and in the hands of `driver`, on a thread of
+/// its own. The driver sees to it that the guest ends; when the time is up, its connection does.
+pub(crate) fn drive<T: Send>(
+    boot: &Boot,
+    driver: impl FnOnce(Gdb) -> Result<T, Error> + Send,
+) -> Result<(Outcome, Result<T, Error>), Error> {
+    let machine = image::machine_of(&boot.image)?;
+    let unusable = |error: io::Error| Error::new(format!("cannot make a folder for a socket: {error}"));
+    let folder = tempfile::tempdir().map_err(unusable)?;
+    let socket = folder.path().join("gdb");
+    let mut stub = OsString::from("unix:");
+    stub.push(&socket);
+    stub.push(",server=on,wait=off");
+    let extra = ["-S".into(), "-gdb".into(), stub];
+    thread::scope(|scope| {
+        let drive = scope.spawn(|| driver(Gdb::connect(&socket, machine)?));
+        let outcome = watched(boot, &extra)?;
+        let driven = drive.join().unwrap_or_else(|_| Err(Error::new("the driver of the guest panicked")));
+        Ok((outcome, driven))
+    })
+}
+
+fn watched(boot: &Boot, extra: &[OsString]) -> Result<Outcome, Error> {
     let machine = image::machine_of(&boot.image)?;
     let files = inputs::check(&boot.inputs)?;
-    let arguments = command::arguments(boot, machine, &files, Terminal::on_stdout());
+    let mut arguments = command::arguments(boot, machine, &files, Terminal::on_stdout());
+    arguments.extend_from_slice(extra);
     let program = machine.program();
     if boot.dry_run {
         println!("{}", command::quoted(&program, &arguments));

@@ -6,20 +6,28 @@
 //! Exit codes: 0 pass, 1 the guest failed, 2 usage or environment.
 
 mod boot;
+mod campaign;
 mod command;
 mod ending;
 mod error;
+mod gdb;
+mod guest;
 mod image;
+mod inject;
+mod injection;
 mod inputs;
+mod kernel;
 mod lines;
 mod machine;
 mod options;
+mod packet;
 mod suite;
 mod summary;
 mod tally;
 mod terminal;
 mod transcript;
 mod verdict;
+mod windows;
 
 use std::process::ExitCode;
 
@@ -33,6 +41,7 @@ fn main() -> ExitCode {
         }
         Task::Boot(options) => boot::run(&options),
         Task::Suite(boots) => suite::run(&boots),
+        Task::Inject(boots) => inject::run(&boots),
         Task::Tally(command) => tally::run(&command),
         Task::Check(files) => inputs::check(&files).map(|_| true),
     });

@@ -14,6 +14,7 @@ Boots a kernel image in QEMU, shows what it prints and judges how it ended.
 
     qemu-runner ELF [OPTION...] [FILE...]         boot ELF with FILEs for the guest to read
     qemu-runner suite ELF ... [-- ELF ...]...     boot each, then print `N passed, N failed`
+    qemu-runner inject ELF ... [-- ELF ...]...    interrupt the windows workload at every instruction of the windows
     qemu-runner tally COMMAND [ARGUMENT...]       run cargo test, then print the sum of its results
     qemu-runner check [--directory DIR] FILE...   say whether FILEs can be given to a guest
 
@@ -126,6 +127,7 @@ pub(crate) enum Task {
     Help,
     Boot(Box<Boot>),
     Suite(Vec<Boot>),
+    Inject(Vec<Boot>),
     Tally(Vec<OsString>),
     Check(Inputs),
 }
@@ -140,17 +142,18 @@ impl Task {
         }
         match first {
             Some("-h") => Ok(Self::Help),
-            Some("suite") => arguments[1..]
-                .split(|argument| argument == "--")
-                .map(|boot| Boot::parse(boot.to_vec()))
-                .collect::<Result<_, _>>()
-                .map(Self::Suite),
+            Some("suite") => boots(&arguments[1..]).map(Self::Suite),
+            Some("inject") => boots(&arguments[1..]).map(Self::Inject),
             Some("tally") if arguments.len() < 2 => Err(Error::new("tally needs a command to run")),
             Some("tally") => Ok(Self::Tally(arguments.split_off(1))),
             Some("check") => inputs(arguments.split_off(1)).map(Self::Check),
             _ => Boot::parse(arguments).map(Box::new).map(Self::Boot),
         }
     }
+}
+
+fn boots(arguments: &[OsString]) -> Result<Vec<Boot>, Error> {
+    arguments.split(|argument| argument == "--").map(|boot| Boot::parse(boot.to_vec())).collect()
 }
 
 fn inputs(arguments: Vec<OsString>) -> Result<Inputs, Error> {

@@ -1,0 +1,98 @@
+//! Interrupting the HAL at every instruction of its windows: several boots of one kernel, on CPUs that differ, and what they
+//! come to together.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::boot;
+use crate::campaign::{Campaign, Stops};
+use crate::error::Error;
+use crate::gdb::Gdb;
+use crate::guest::Source;
+use crate::image;
+use crate::injection::sources;
+use crate::kernel::Kernel;
+use crate::options::Boot;
+use crate::summary::Summary;
+use crate::windows::{self, Instruction};
+
+/// How many places are named when instructions were not reached.
+const NAMED: usize = 12;
+
+/// Runs all boots; those of one image complete each other. Prints the sum as the last line.
+pub(crate) fn run(boots: &[Boot]) -> Result<bool, Error> {
+    let mut sum = Summary::default();
+    let mut images: Vec<_> = boots.iter().map(|boot| &boot.image).collect();
+    images.dedup();
+    for image in images {
+        let kernel = Kernel::read(image)?;
+        let windows = windows::find(&kernel)?;
+        let mut reached: BTreeMap<Source, BTreeSet<u64>> = BTreeMap::new();
+        for boot in boots.iter().filter(|boot| boot.image == *image) {
+            println!("== {}", boot::label(boot, image::machine_of(image)?));
+            match inject(boot, &kernel, &windows)? {
+                Some(stops) => {
+                    for (source, stops) in stops {
+                        println!("{source:?}: {}", stops.text());
+                        sum.passed += stops.at.len() as u64;
+                        reached.entry(source).or_default().extend(stops.at);
+                    }
+                }
+                None => sum.failed += 1,
+            }
+        }
+        println!("== {} together", kernel.machine.name());
+        sum.failed += judge(&kernel, &windows, &reached);
+    }
+    println!("{sum}");
+    Ok(sum.is_pass())
+}
+
+/// One boot. `None`: it failed, and was explained.
+fn inject(
+    boot: &Boot,
+    kernel: &Kernel,
+    windows: &[Instruction],
+) -> Result<Option<BTreeMap<Source, Stops>>, Error> {
+    let wanted = windows.iter().filter(|one| one.never.is_none()).map(|one| one.address).collect();
+    let (outcome, stops) = boot::drive(boot, |gdb: Gdb| Campaign::run(gdb, kernel, &wanted))?;
+    match stops {
+        Ok(stops) => Ok(outcome.passed.then_some(stops)),
+        Err(error) => {
+            eprintln!("qemu-runner: {error}");
+            Ok(None)
+        }
+    }
+}
+
+/// Compares what was reached with what is there; returns for how many sources something is missing.
+fn judge(kernel: &Kernel, windows: &[Instruction], reached: &BTreeMap<Source, BTreeSet<u64>>) -> u64 {
+    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    windows.iter().filter_map(|one| one.never).for_each(|reason| *reasons.entry(reason).or_default() += 1);
+    for (reason, count) in &reasons {
+        println!("{count:>6} never executed: {reason}");
+    }
+    let wanted: BTreeSet<_> = windows.iter().filter(|one| one.never.is_none()).map(|one| one.address).collect();
+    let mut failed = 0;
+    let none = BTreeSet::new();
+    for source in sources(kernel.machine) {
+        let reached = reached.get(source).unwrap_or(&none);
+        println!("{source:?}: {} instructions in the windows, stops at {}", wanted.len(), reached.len());
+        let missing: Vec<_> = wanted.difference(reached).map(|address| kernel.place(*address)).collect();
+        if !missing.is_empty() {
+            failed += 1;
+            let named = missing[..missing.len().min(NAMED)].join(", ");
+            eprintln!("qemu-runner: {source:?}: {} instructions were not reached: {named}", missing.len());
+        }
+    }
+    failed
+}
+
+impl Stops {
+    fn text(&self) -> String {
+        let Self { at, to_host, to_gate, later } = self;
+        format!(
+            "made pending at {} instructions: {to_host} arrived at the host, {to_gate} at the gate, {later} later",
+            at.len()
+        )
+    }
+}

@@ -1,0 +1,27 @@
+//! The HAL's windows: every instruction through which control passes between host and sandbox.
+//!
+//! They are found by the symbols of the gate, and taken apart to the last instruction between those: what is not executed by
+//! the workload has to be named here, with the reason.
+
+mod aarch64;
+mod x86_64;
+
+use crate::error::Error;
+use crate::kernel::Kernel;
+use crate::machine::Machine;
+
+/// An instruction of the windows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Instruction {
+    pub(crate) address: u64,
+    /// Why it is never executed in a guest that goes on afterwards.
+    pub(crate) never: Option<&'static str>,
+}
+
+/// All of them, in the order of their addresses.
+pub(crate) fn find(kernel: &Kernel) -> Result<Vec<Instruction>, Error> {
+    match kernel.machine {
+        Machine::Q35 => x86_64::find(kernel),
+        Machine::Virt => aarch64::find(kernel),
+    }
+}
