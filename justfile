@@ -20,7 +20,7 @@ files := quote(justfile_directory() / 'examples/files')
 host_packages := '-p sandbox-core -p arch-x86_64 -p arch-aarch64 -p sandbox-mode -p qemu-runner'
 miri_packages := '-p sandbox-core'
 guest_libraries := '-p sandbox-core -p sandbox-mode -p platform-qemu -p demo'
-guest_packages := guest_libraries + ' -p conformance -p hello -p threads -p soak'
+guest_packages := guest_libraries + ' -p conformance -p hello -p threads -p soak -p windows'
 
 # The suite on a kernel that maps nothing globally, and has its ASID in the one root or in the other.
 asids := '-- debug/conformance --suite conformance --timeout 300 --args asids=low' \
@@ -102,6 +102,15 @@ soak *OPTIONS: _runner
     done
     {{ runner }} suite "$@"
 
+# Interrupt the HAL at every instruction of its windows, on both machines
+[no-exit-message]
+inject: _windows
+    @cd "$CARGO_TARGET_DIR" && {{ runner }} inject \
+        {{ x86 }}/release/windows --cpu max --timeout 600 -- \
+        {{ x86 }}/release/windows --timeout 600 -- \
+        {{ arm }}/release/windows --cpu max --machine mte=on --timeout 600 -- \
+        {{ arm }}/release/windows --timeout 600
+
 # Run the arch-neutral tests under Miri (with a nightly Rust that has it)
 [no-exit-message]
 miri: _runner
@@ -136,7 +145,7 @@ ci:
     #!/bin/sh
     set -eu
     times=
-    for part in lint test-host test-x86 test-arm miri bench; do
+    for part in lint test-host test-x86 test-arm inject miri bench; do
         start=$(date +%s)
         echo "==== $part"
         if ! {{ just }} "$part"; then
@@ -150,6 +159,9 @@ ci:
 
 _runner:
     @cargo build --quiet -p qemu-runner
+
+_windows: _runner
+    cargo build --quiet --release -p windows --target {{ x86 }} --target {{ arm }}
 
 # Each kernel on the default CPU and on one with every feature QEMU has.
 [no-exit-message]

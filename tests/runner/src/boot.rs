@@ -123,6 +123,9 @@ pub(crate) fn label(boot: &Boot, machine: Machine) -> String {
         (Some(model), _) | (None, Some(model)) => label += &format!(", CPU {model}"),
         (None, None) => label += ", default CPU",
     }
+    if let Some(options) = &boot.machine {
+        label += &format!(", {options}");
+    }
     if boot.cpus > 1 {
         label += &format!(", {} CPUs", boot.cpus);
     }

@@ -9,7 +9,7 @@
 //! the paths of the deferral. An NMI inside those is held back by the CPU until the first one's handler returns; it must
 //! still be recorded.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::error::Error;
 use crate::gdb::{Gdb, Pending, Stop};
@@ -22,6 +22,8 @@ use crate::machine::Machine;
 const PRIMED: [&str; 3] = ["sandbox_gate_window", "sandbox_gate_leave", "sandbox_gate_launch"];
 /// So many rounds without a new stop, and what is left is not reached.
 const IDLE_ROUNDS: u32 = 2;
+/// So many primers without a new stop, and what is left is not reached by them.
+const IDLE_PRIMERS: u32 = 30;
 
 /// How something that was made pending arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +41,8 @@ pub(crate) enum Arrival {
 pub(crate) struct Stops {
     /// The instructions at which it was made pending.
     pub(crate) at: BTreeSet<u64>,
+    /// Those that were not come to but behind a primer.
+    pub(crate) behind: BTreeMap<u64, Source>,
     pub(crate) to_host: usize,
     pub(crate) to_gate: usize,
     pub(crate) later: usize,
@@ -54,6 +58,8 @@ pub(crate) struct Campaign<'k> {
     arrivals: [Vec<Arrival>; SOURCES],
     stops: BTreeMap<Source, Stops>,
     breakpoints: BTreeSet<u64>,
+    /// The breakpoint that the guest was last seen at.
+    last_stop: Option<u64>,
 }
 
 impl<'k> Campaign<'k> {
@@ -78,6 +84,7 @@ impl<'k> Campaign<'k> {
             arrivals: Default::default(),
             stops: BTreeMap::new(),
             breakpoints: BTreeSet::new(),
+            last_stop: None,
         };
         match campaign.all(wanted) {
             Ok(()) => Ok(campaign.stops),
@@ -127,13 +134,16 @@ impl<'k> Campaign<'k> {
     fn next_stop(&mut self) -> Result<u64, Error> {
         let ended = || Error::new("the guest ended before it was asked to");
         let here = self.gdb.pc()?;
-        if self.breakpoints.contains(&here) && self.gdb.step(Pending::Waits)? == Stop::Ended {
+        // Where an arrival led is a stop of its own.
+        let is_old = self.last_stop == Some(here) && self.breakpoints.contains(&here);
+        if is_old && self.gdb.step(Pending::Waits)? == Stop::Ended {
             return Err(ended());
         }
         if self.gdb.go_on()? == Stop::Ended {
             return Err(ended());
         }
         let at = self.gdb.pc()?;
+        self.last_stop = Some(at);
         if self.breakpoints.contains(&at) { Ok(at) } else { Err(self.unexpected()?) }
     }
 
@@ -151,13 +161,19 @@ impl<'k> Campaign<'k> {
         for &address in left.iter().chain(&primed) {
             self.insert(address)?;
         }
-        let (mut idle, mut fresh) = (0, false);
-        while !left.is_empty() && idle < IDLE_ROUNDS {
+        // Come to while something else was under way: without a breakpoint for a while, since each stop takes its time.
+        let mut parked = VecDeque::new();
+        let mut just_primed = BTreeSet::new();
+        let (mut idle, mut fresh, mut idle_primers) = (0, false, 0);
+        while !left.is_empty() && idle < IDLE_ROUNDS && idle_primers < IDLE_PRIMERS {
             let at = self.next_stop()?;
             if at == self.guest.reached {
                 self.check_round()?;
                 idle = if fresh { 0 } else { idle + 1 };
                 fresh = false;
+                for address in parked.drain(..) {
+                    self.insert(address)?;
+                }
                 continue;
             }
             let under_way = self.under_way()?;
@@ -166,18 +182,32 @@ impl<'k> Campaign<'k> {
                 // The one under way was accepted, or this place would have been come to without it. A second machine check
                 // would reset the machine.
                 let behind_primer = primer == Some(source) && under_way[source as usize] == 1;
+                self.remove(at)?;
                 if alone || behind_primer && source != Source::MachineCheck {
                     left.remove(&at);
-                    if !primed.contains(&at) {
-                        self.remove(at)?;
+                    (fresh, idle_primers) = (true, 0);
+                    let arrival = self.stop(source, at, alone)?;
+                    let stops = self.stops.entry(source).or_default();
+                    stops.count(arrival);
+                    if let Some(primer) = primer {
+                        stops.behind.insert(at, primer);
                     }
-                    fresh = true;
-                    self.stop(source, at, alone)?;
-                    self.stops.entry(source).or_default().count(*self.arrivals[source as usize].last().unwrap_or(&Arrival::Later(at)));
+                    if let Some(address) = parked.pop_front() {
+                        self.insert(address)?;
+                    }
+                } else {
+                    parked.push_back(at);
                 }
             } else if let Some(primer) = primer
+                // The entry that it called off begins anew: not again then, or no call would ever get further.
+                && !just_primed.remove(&at)
                 && under_way == [0; SOURCES]
             {
+                just_primed.insert(at);
+                idle_primers += 1;
+                if let Some(address) = parked.pop_front() {
+                    self.insert(address)?;
+                }
                 self.stop(primer, at, true)?;
             }
         }
@@ -196,7 +226,7 @@ impl<'k> Campaign<'k> {
     }
 
     /// Makes `source` pending at `at`, where the guest is. If nothing holds it back it has to arrive there.
-    fn stop(&mut self, source: Source, at: u64, arrives: bool) -> Result<(), Error> {
+    fn stop(&mut self, source: Source, at: u64, arrives: bool) -> Result<Arrival, Error> {
         make_pending(&mut self.gdb, self.kernel.machine, source, self.lines)?;
         let mut arrival = Arrival::Later(at);
         if arrives && matches!(source, Source::Nmi | Source::MachineCheck) {
@@ -220,7 +250,7 @@ impl<'k> Campaign<'k> {
             };
         }
         self.arrivals[source as usize].push(arrival);
-        Ok(())
+        Ok(arrival)
     }
 
     /// At the start of a round the guest has recorded what was made pending, each once.

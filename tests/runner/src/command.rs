@@ -13,6 +13,9 @@ pub(crate) fn arguments(boot: &Boot, machine: Machine, files: &[PathBuf], termin
     let mut line: Vec<OsString> = machine.arguments().iter().map(OsString::from).collect();
     let mut add = |words: &[&OsStr]| line.extend(words.iter().map(OsString::from));
 
+    if let Some(options) = &boot.machine {
+        add(&["-machine".as_ref(), options.as_ref()]);
+    }
     if let Some(model) = boot.cpu.as_deref().or(machine.default_cpu()) {
         add(&["-cpu".as_ref(), model.as_ref()]);
     }
@@ -118,6 +121,8 @@ mod tests {
     fn each_option_has_its_words() {
         let icount = line(|boot| boot.icount = true, Machine::Q35, &[]);
         assert!(icount.contains(" -icount shift=0 "));
+        let tagged = line(|boot| boot.machine = Some("mte=on".into()), Machine::Virt, &[]);
+        assert!(tagged.contains(" -machine mte=on "));
         let several = line(|boot| boot.cpus = 4, Machine::Q35, &[]);
         assert!(several.contains(" -smp 4 "));
         let large = line(|boot| boot.memory = "2G".into(), Machine::Q35, &[]);

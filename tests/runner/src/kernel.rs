@@ -5,7 +5,7 @@ use std::path::Path;
 
 use object::elf::{FileHeader64, PT_LOAD};
 use object::read::elf::{FileHeader, ProgramHeader};
-use object::{Endianness, Object, ObjectSymbol};
+use object::{Endianness, Object, ObjectSymbol, SymbolKind};
 
 use crate::error::Error;
 use crate::image;
@@ -44,10 +44,11 @@ impl Kernel {
         let file = object::File::parse(bytes)?;
         let mut symbols = BTreeMap::new();
         let mut places = BTreeMap::new();
-        for symbol in file.symbols().filter(|symbol| symbol.is_definition() || symbol.is_global()) {
+        for symbol in file.symbols() {
             // `$x` and `$d` mark what is code and what is data in AArch64's files.
             let name = symbol.name()?;
-            if symbol.section_index().is_none() || name.is_empty() || name.starts_with('$') {
+            let is_place = !matches!(symbol.kind(), SymbolKind::Section | SymbolKind::File);
+            if !is_place || symbol.section_index().is_none() || name.is_empty() || name.starts_with('$') {
                 continue;
             }
             symbols.insert(name.to_owned(), symbol.address());

@@ -19,6 +19,7 @@ Boots a kernel image in QEMU, shows what it prints and judges how it ended.
     qemu-runner check [--directory DIR] FILE...   say whether FILEs can be given to a guest
 
     --cpu MODEL          CPU model (q35: QEMU's default, virt: cortex-a72)
+    --machine OPTIONS    more of QEMU's options for the machine, such as mte=on
     --memory SIZE        RAM (512M)
     --smp N              number of CPUs (1)
     --icount             make the guest clock count executed instructions
@@ -44,6 +45,7 @@ pub(crate) struct Boot {
     pub(crate) image: PathBuf,
     pub(crate) inputs: Inputs,
     pub(crate) cpu: Option<String>,
+    pub(crate) machine: Option<String>,
     pub(crate) memory: String,
     pub(crate) cpus: u32,
     pub(crate) icount: bool,
@@ -65,6 +67,7 @@ impl Boot {
             image,
             inputs: Inputs::default(),
             cpu: None,
+            machine: None,
             memory: "512M".to_owned(),
             cpus: 1,
             icount: false,
@@ -89,6 +92,7 @@ impl Boot {
                 Arg::Value(value) if image.is_none() => image = Some(value.into()),
                 Arg::Value(value) => boot.inputs.files.push(value.into()),
                 Arg::Long("cpu") => boot.cpu = Some(parser.value()?.string()?),
+                Arg::Long("machine") => boot.machine = Some(parser.value()?.string()?),
                 Arg::Long("memory") => boot.memory = parser.value()?.string()?,
                 Arg::Long("smp") => boot.cpus = number(&mut parser, "--smp")?,
                 Arg::Long("icount") => boot.icount = true,

@@ -24,8 +24,8 @@ const BEHIND_ERET: &str = "behind eret, against speculation";
 const BEHIND_RETURN: &str = "behind the sandbox's return, which does not come back";
 
 pub(super) fn find(kernel: &Kernel) -> Result<Vec<Instruction>, Error> {
-    let [start, vectors, enter, fatal, end, launch] =
-        ["start", "vectors", "enter", "fatal", "end", "launch"].map(|name| kernel.symbol(&format!("sandbox_gate_{name}")));
+    let [start, vectors, enter, fatal, end, launch] = ["start", "vectors", "enter", "fatal", "end", "launch"]
+        .map(|name| kernel.symbol(&format!("sandbox_gate_{name}")));
     let (start, vectors, enter, fatal, end, launch) = (start?, vectors?, enter?, fatal?, end?, launch?);
 
     let mut all = Vec::new();
@@ -40,12 +40,12 @@ pub(super) fn find(kernel: &Kernel) -> Result<Vec<Instruction>, Error> {
             _ if left => Some(BEHIND_ERET),
             _ => None,
         };
-        all.push(Instruction { address, never });
+        all.push(Instruction { address, never, in_table: false });
         left |= code == ERET;
     }
     let mut returned = false;
     for (address, code) in decode(kernel, launch, kernel.end_of("sandbox_gate_launch")?)? {
-        all.push(Instruction { address, never: returned.then_some(BEHIND_RETURN) });
+        all.push(Instruction { address, never: returned.then_some(BEHIND_RETURN), in_table: false });
         if code & B_MASK == B {
             break;
         }

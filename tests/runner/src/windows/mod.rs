@@ -16,6 +16,8 @@ pub(crate) struct Instruction {
     pub(crate) address: u64,
     /// Why it is never executed in a guest that goes on afterwards.
     pub(crate) never: Option<&'static str>,
+    /// Whether it stands in a table of pieces of code that are alike but for a number: one CPU model is enough for it.
+    pub(crate) in_table: bool,
 }
 
 /// All of them, in the order of their addresses.

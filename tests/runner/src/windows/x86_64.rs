@@ -40,21 +40,21 @@ fn forward_never(vector: i64) -> Option<&'static str> {
 }
 
 pub(super) fn find(kernel: &Kernel) -> Result<Vec<Instruction>, Error> {
-    let [start, fatal, stubs, end, launch, forward] =
-        ["start", "fatal", "stubs", "end", "launch", "forward"].map(|name| kernel.symbol(&format!("sandbox_gate_{name}")));
+    let [start, fatal, stubs, end, launch, forward] = ["start", "fatal", "stubs", "end", "launch", "forward"]
+        .map(|name| kernel.symbol(&format!("sandbox_gate_{name}")));
     let (start, fatal, stubs, end, launch, forward) = (start?, fatal?, stubs?, end?, launch?, forward?);
     let forward_end = kernel.end_of("sandbox_gate_forward")?;
 
     let mut all = Vec::new();
     for (address, _) in decode(kernel, start, stubs)? {
-        all.push(Instruction { address, never: (address >= fatal).then_some(FATAL) });
+        all.push(Instruction { address, never: (address >= fatal).then_some(FATAL), in_table: false });
     }
     let is_jump = |code: &Decoded| code.opcode() == Opcode::JMP;
     let is_push = |code: &Decoded| code.opcode() == Opcode::PUSH;
     groups(decode(kernel, stubs, end)?, is_jump, is_push, stub_never, &mut all)?;
     let mut returned = false;
     for (address, code) in decode(kernel, launch, forward)? {
-        all.push(Instruction { address, never: returned.then_some(BEHIND_RETURN) });
+        all.push(Instruction { address, never: returned.then_some(BEHIND_RETURN), in_table: false });
         returned |= code.opcode() == Opcode::INT;
     }
     let is_return = |code: &Decoded| code.opcode() == Opcode::RETURN;
@@ -102,7 +102,8 @@ fn groups(
             let vector = vector
                 .take()
                 .ok_or_else(|| Error::new(format!("the code at {address:#x} does not tell whose vector it is")))?;
-            all.extend(piece.drain(..).map(|address| Instruction { address, never: never(vector) }));
+            let (never, in_table) = (never(vector), vector >= FIRST_INTERRUPT);
+            all.extend(piece.drain(..).map(|address| Instruction { address, never, in_table }));
             found += 1;
         }
     }

@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use core::arch::{asm, naked_asm};
 
 use platform_qemu::machine::{apic, exceptions};
-use sandbox_mode::{ExitReason, FaultKind, MemoryFault};
+use sandbox_mode::ExitReason;
 use x86_64::VirtAddr;
 use x86_64::instructions::segmentation::{DS, ES, FS, GS, SS, Segment};
 use x86_64::instructions::tables::{lgdt, sgdt};
@@ -85,8 +85,7 @@ fn extend_descriptors() {
     unsafe { (old.base.as_ptr::<u64>()).copy_to_nonoverlapping(table.as_mut_ptr(), PLATFORM_ENTRIES) };
     let local = core::ptr::from_mut(Box::leak(Box::new([0_u64; 2]))) as u64;
     let limit = size_of::<[u64; 2]>() as u64 - 1;
-    table[PLATFORM_ENTRIES] =
-        limit | (local & 0xff_ffff) << 16 | (local >> 24 & 0xff) << 56 | PRESENT_LOCAL_TABLE;
+    table[PLATFORM_ENTRIES] = limit | (local & 0xff_ffff) << 16 | (local >> 24 & 0xff) << 56 | PRESENT_LOCAL_TABLE;
     table[PLATFORM_ENTRIES + 1] = local >> 32;
     table[PLATFORM_ENTRIES + 2] = ABSENT_DATA;
     let limit = size_of_val(&*table) as u16 - 1;
@@ -137,11 +136,12 @@ pub(crate) fn endings() -> [Ending; 11] {
             selector = ABSENT_SEGMENT
         ),
         ending!(
-            "a stack without an address",
-            ExitReason::MemoryFault(MemoryFault { kind: FaultKind::NonCanonical, .. }),
-            "mov rsp, {address}",
-            "push rax",
-            address = 1_u64 << 62
+            "an absent stack segment",
+            ExitReason::PrivilegedInstruction,
+            "mov eax, {selector}",
+            "mov ss, eax",
+            "ud2",
+            selector = ABSENT_SEGMENT
         ),
         ending!("a privileged instruction", ExitReason::PrivilegedInstruction, "hlt", "ud2"),
         ending!("an address that is not mapped", ExitReason::MemoryFault(_), "mov rax, [0]", "ud2"),
@@ -161,8 +161,7 @@ const BASES: [u64; 2] = [0x1234_5678_9000, 0xffff_8000_0123_4560];
 
 impl HostState {
     pub(crate) fn all() -> [HostState; 3] {
-        [(true, false), (false, true), (true, true)]
-            .map(|(local_table, segments)| HostState { local_table, segments })
+        [(true, false), (false, true), (true, true)].map(|(local_table, segments)| HostState { local_table, segments })
     }
 
     /// Does `work` in this state and sees that it stays.
