@@ -111,6 +111,15 @@ inject: _windows
         {{ arm }}/release/windows --cpu max --machine mte=on --timeout 600 -- \
         {{ arm }}/release/windows --timeout 600
 
+# Count the instructions of interrupts with and without the HAL, on both machines
+[no-exit-message]
+trace: _windows
+    @cd "$CARGO_TARGET_DIR" && {{ runner }} trace \
+        {{ x86 }}/release/windows --cpu max --icount --args trace -- \
+        {{ x86 }}/release/windows --icount --args trace -- \
+        {{ arm }}/release/windows --cpu max --icount --args trace -- \
+        {{ arm }}/release/windows --icount --args trace
+
 # Run the arch-neutral tests under Miri (with a nightly Rust that has it)
 [no-exit-message]
 miri: _runner

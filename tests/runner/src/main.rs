@@ -21,10 +21,13 @@ mod lines;
 mod machine;
 mod options;
 mod packet;
+mod route;
 mod suite;
 mod summary;
 mod tally;
 mod terminal;
+mod trace;
+mod trace_log;
 mod transcript;
 mod verdict;
 mod windows;
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Task::Boot(options) => boot::run(&options),
         Task::Suite(boots) => suite::run(&boots),
         Task::Inject(boots) => inject::run(&boots),
+        Task::Trace(boots) => trace::run(&boots),
         Task::Tally(command) => tally::run(&command),
         Task::Check(files) => inputs::check(&files).map(|_| true),
     });

@@ -15,6 +15,7 @@ Boots a kernel image in QEMU, shows what it prints and judges how it ended.
     qemu-runner ELF [OPTION...] [FILE...]         boot ELF with FILEs for the guest to read
     qemu-runner suite ELF ... [-- ELF ...]...     boot each, then print `N passed, N failed`
     qemu-runner inject ELF ... [-- ELF ...]...    interrupt the windows workload at every instruction of the windows
+    qemu-runner trace ELF ... [-- ELF ...]...     count the instructions of interrupts, by traces of the same
     qemu-runner tally COMMAND [ARGUMENT...]       run cargo test, then print the sum of its results
     qemu-runner check [--directory DIR] FILE...   say whether FILEs can be given to a guest
 
@@ -132,6 +133,7 @@ pub(crate) enum Task {
     Boot(Box<Boot>),
     Suite(Vec<Boot>),
     Inject(Vec<Boot>),
+    Trace(Vec<Boot>),
     Tally(Vec<OsString>),
     Check(Inputs),
 }
@@ -148,6 +150,7 @@ impl Task {
             Some("-h") => Ok(Self::Help),
             Some("suite") => boots(&arguments[1..]).map(Self::Suite),
             Some("inject") => boots(&arguments[1..]).map(Self::Inject),
+            Some("trace") => boots(&arguments[1..]).map(Self::Trace),
             Some("tally") if arguments.len() < 2 => Err(Error::new("tally needs a command to run")),
             Some("tally") => Ok(Self::Tally(arguments.split_off(1))),
             Some("check") => inputs(arguments.split_off(1)).map(Self::Check),

@@ -1,5 +1,7 @@
 //! The windows on AArch64: the gate with its vectors, and where sandboxed code begins.
 
+use std::collections::BTreeSet;
+
 use super::Instruction;
 use crate::error::Error;
 use crate::kernel::Kernel;
@@ -9,6 +11,7 @@ const SIZE: u64 = 4;
 /// unprivileged AArch64 code.
 const SLOT: u64 = 0x80;
 const USED_SLOTS: std::ops::RangeInclusive<u64> = 8..=10;
+const INTERRUPT_SLOTS: [u64; 2] = [9, 10];
 
 /// Encodings (Arm ARM, chapter C6).
 const NOP: u32 = 0xd503_201f;
@@ -52,6 +55,11 @@ pub(super) fn find(kernel: &Kernel) -> Result<Vec<Instruction>, Error> {
         returned |= code & SVC_MASK == SVC;
     }
     Ok(all)
+}
+
+pub(super) fn arrivals(kernel: &Kernel) -> Result<BTreeSet<u64>, Error> {
+    let vectors = kernel.symbol("sandbox_gate_vectors")?;
+    Ok(INTERRUPT_SLOTS.map(|slot| vectors + slot * SLOT).into())
 }
 
 /// What the code from `start` to `end` consists of, without what fills gaps.
@@ -98,6 +106,7 @@ mod tests {
         let reasons: Vec<_> = all.iter().map(|one| one.never).collect();
         let used: Vec<_> = (0..16).filter(|slot| reasons[*slot].is_none()).collect();
         assert_eq!(used, [8, 9, 10]);
+        assert_eq!(arrivals(&gate()), Ok([0x1000 + 9 * SLOT, 0x1000 + 10 * SLOT].into()));
         assert_eq!(
             reasons[16..],
             [None, None, None, Some(BEHIND_ERET), None, Some(FATAL), None, None, Some(BEHIND_RETURN)]

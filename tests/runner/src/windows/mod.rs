@@ -6,6 +6,8 @@
 mod aarch64;
 mod x86_64;
 
+use std::collections::BTreeSet;
+
 use crate::error::Error;
 use crate::kernel::Kernel;
 use crate::machine::Machine;
@@ -25,5 +27,13 @@ pub(crate) fn find(kernel: &Kernel) -> Result<Vec<Instruction>, Error> {
     match kernel.machine {
         Machine::Q35 => x86_64::find(kernel),
         Machine::Virt => aarch64::find(kernel),
+    }
+}
+
+/// The first instruction of each path on which an interrupt (on x86-64, an NMI or machine check too) comes out of a sandbox.
+pub(crate) fn arrivals(kernel: &Kernel) -> Result<BTreeSet<u64>, Error> {
+    match kernel.machine {
+        Machine::Q35 => x86_64::arrivals(kernel),
+        Machine::Virt => aarch64::arrivals(kernel),
     }
 }

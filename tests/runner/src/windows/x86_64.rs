@@ -1,5 +1,7 @@
 //! The windows on x86-64: the gate, where sandboxed code begins, and the table that forwards interrupts.
 
+use std::collections::BTreeSet;
+
 use yaxpeax_arch::{AddressBase, LengthedInstruction};
 use yaxpeax_x86::amd64::{InstDecoder, Instruction as Decoded, Opcode, Operand};
 
@@ -49,9 +51,7 @@ pub(super) fn find(kernel: &Kernel) -> Result<Vec<Instruction>, Error> {
     for (address, _) in decode(kernel, start, stubs)? {
         all.push(Instruction { address, never: (address >= fatal).then_some(FATAL), in_table: false });
     }
-    let is_jump = |code: &Decoded| code.opcode() == Opcode::JMP;
-    let is_push = |code: &Decoded| code.opcode() == Opcode::PUSH;
-    groups(decode(kernel, stubs, end)?, is_jump, is_push, stub_never, &mut all)?;
+    list(stub_pieces(kernel, stubs, end)?, stub_never, &mut all);
     let mut returned = false;
     for (address, code) in decode(kernel, launch, forward)? {
         all.push(Instruction { address, never: returned.then_some(BEHIND_RETURN), in_table: false });
@@ -59,8 +59,30 @@ pub(super) fn find(kernel: &Kernel) -> Result<Vec<Instruction>, Error> {
     }
     let is_return = |code: &Decoded| code.opcode() == Opcode::RETURN;
     let is_int = |code: &Decoded| code.opcode() == Opcode::INT;
-    groups(decode(kernel, forward, forward_end)?, is_return, is_int, forward_never, &mut all)?;
+    list(pieces(decode(kernel, forward, forward_end)?, is_return, is_int)?, forward_never, &mut all);
     Ok(all)
+}
+
+/// NMI, machine check, and everything that devices raise.
+pub(super) fn arrivals(kernel: &Kernel) -> Result<BTreeSet<u64>, Error> {
+    let pieces = stub_pieces(kernel, kernel.symbol("sandbox_gate_stubs")?, kernel.symbol("sandbox_gate_end")?)?;
+    let asynchronous = |vector: &i64| matches!(vector, 2 | 18 | FIRST_INTERRUPT..);
+    let first =
+        pieces.into_iter().filter(|(vector, _)| asynchronous(vector)).filter_map(|(_, piece)| piece.first().copied());
+    Ok(first.collect())
+}
+
+fn stub_pieces(kernel: &Kernel, stubs: u64, end: u64) -> Result<Vec<(i64, Vec<u64>)>, Error> {
+    let is_jump = |code: &Decoded| code.opcode() == Opcode::JMP;
+    let is_push = |code: &Decoded| code.opcode() == Opcode::PUSH;
+    pieces(decode(kernel, stubs, end)?, is_jump, is_push)
+}
+
+fn list(pieces: Vec<(i64, Vec<u64>)>, never: impl Fn(i64) -> Option<&'static str>, all: &mut Vec<Instruction>) {
+    for (vector, piece) in pieces {
+        let (never, in_table) = (never(vector), vector >= FIRST_INTERRUPT);
+        all.extend(piece.into_iter().map(|address| Instruction { address, never, in_table }));
+    }
 }
 
 /// What the code from `start` to `end` consists of, without what fills gaps.
@@ -83,14 +105,12 @@ fn decode(kernel: &Kernel, start: u64, end: u64) -> Result<Vec<(u64, Decoded)>, 
 
 /// Takes a table of pieces of code apart, one for each vector: `ends` tells a piece's last instruction, `names` the one whose
 /// operand is the vector (the last such of a piece).
-fn groups(
+fn pieces(
     code: Vec<(u64, Decoded)>,
     ends: impl Fn(&Decoded) -> bool,
     names: impl Fn(&Decoded) -> bool,
-    never: impl Fn(i64) -> Option<&'static str>,
-    all: &mut Vec<Instruction>,
-) -> Result<(), Error> {
-    let mut found = 0;
+) -> Result<Vec<(i64, Vec<u64>)>, Error> {
+    let mut all = Vec::new();
     let mut piece = Vec::new();
     let mut vector = None;
     for (address, code) in code {
@@ -102,14 +122,12 @@ fn groups(
             let vector = vector
                 .take()
                 .ok_or_else(|| Error::new(format!("the code at {address:#x} does not tell whose vector it is")))?;
-            let (never, in_table) = (never(vector), vector >= FIRST_INTERRUPT);
-            all.extend(piece.drain(..).map(|address| Instruction { address, never, in_table }));
-            found += 1;
+            all.push((vector, std::mem::take(&mut piece)));
         }
     }
-    match found {
-        VECTORS if piece.is_empty() => Ok(()),
-        _ => Err(Error::new(format!("{found} pieces of code for {VECTORS} vectors"))),
+    match all.len() {
+        VECTORS if piece.is_empty() => Ok(all),
+        found => Err(Error::new(format!("{found} pieces of code for {VECTORS} vectors"))),
     }
 }
 
@@ -169,6 +187,9 @@ mod tests {
             part.map(|one| one.never.is_some()).collect::<Vec<_>>()
         };
         assert_eq!(reasons(0x1000, STUBS), [false, true]);
+        let arrivals = arrivals(&gate(256)).expect("a gate");
+        assert_eq!(arrivals.len(), 2 + 224);
+        assert_eq!(arrivals.first(), Some(&(STUBS + 2 * 16)));
         assert_eq!(reasons(STUBS + 4 * 16, STUBS + 6 * 16), [false, false, false, true, true, true]);
         assert_eq!(reasons(LAUNCH, FORWARD), [false, false, true]);
         assert_eq!(reasons(FORWARD + 31 * 4, FORWARD + 33 * 4), [true, true, true, false, false, false]);
