@@ -115,10 +115,10 @@ inject: _windows
 [no-exit-message]
 trace: _windows
     @cd "$CARGO_TARGET_DIR" && {{ runner }} trace \
-        {{ x86 }}/release/windows --cpu max --icount --args trace -- \
-        {{ x86 }}/release/windows --icount --args trace -- \
-        {{ arm }}/release/windows --cpu max --icount --args trace -- \
-        {{ arm }}/release/windows --icount --args trace
+        {{ x86 }}/release/windows --cpu max --args trace -- \
+        {{ x86 }}/release/windows --args trace -- \
+        {{ arm }}/release/windows --cpu max --args trace -- \
+        {{ arm }}/release/windows --args trace
 
 # Run the arch-neutral tests under Miri (with a nightly Rust that has it)
 [no-exit-message]

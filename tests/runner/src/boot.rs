@@ -45,9 +45,10 @@ pub(crate) fn observe(boot: &Boot) -> Result<Outcome, Error> {
 }
 
 /// Boots under the debugger stub, with the guest stopped at its first instruction and in the hands of `driver`, on a thread of
-/// its own. The driver sees to it that the guest ends; when the time is up, its connection does.
+/// its own. `options` are more of QEMU's. The driver sees to it that the guest ends; when the time is up, its connection does.
 pub(crate) fn drive<T: Send>(
     boot: &Boot,
+    options: &[&str],
     driver: impl FnOnce(Gdb) -> Result<T, Error> + Send,
 ) -> Result<(Outcome, Result<T, Error>), Error> {
     let machine = image::machine_of(&boot.image)?;
@@ -57,7 +58,8 @@ pub(crate) fn drive<T: Send>(
     let mut stub = OsString::from("unix:");
     stub.push(&socket);
     stub.push(",server=on,wait=off");
-    let extra = ["-S".into(), "-gdb".into(), stub];
+    let mut extra = vec!["-S".into(), "-gdb".into(), stub];
+    extra.extend(options.iter().map(OsString::from));
     thread::scope(|scope| {
         let drive = scope.spawn(|| driver(Gdb::connect(&socket, machine)?));
         let outcome = watched(boot, &extra)?;

@@ -56,7 +56,7 @@ fn wanted(windows: &[Instruction], reached: &BTreeMap<Source, Stops>) -> BTreeSe
 
 /// One boot. `None`: it failed, and was explained.
 fn inject(boot: &Boot, kernel: &Kernel, wanted: &BTreeSet<u64>) -> Result<Option<BTreeMap<Source, Stops>>, Error> {
-    let (outcome, stops) = boot::drive(boot, |gdb: Gdb| Campaign::run(gdb, kernel, wanted))?;
+    let (outcome, stops) = boot::drive(boot, &[], |gdb: Gdb| Campaign::run(gdb, kernel, wanted))?;
     match stops {
         Ok(stops) => Ok(outcome.passed.then_some(stops)),
         Err(error) => {
