@@ -52,10 +52,11 @@ impl Kernel {
                 continue;
             }
             symbols.insert(name.to_owned(), symbol.address());
-            let place = places.entry(symbol.address()).or_insert_with(|| name.to_owned());
+            let readable = format!("{:#}", rustc_demangle::demangle(name));
+            let place = places.entry(symbol.address()).or_insert_with(|| readable.clone());
             // The names by which the gate's parts are known come before others of the same address.
             if symbol.is_global() && !place.starts_with("sandbox_gate") {
-                name.clone_into(place);
+                *place = readable;
             }
         }
         let header = FileHeader64::<Endianness>::parse(bytes)?;

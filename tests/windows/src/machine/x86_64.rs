@@ -70,7 +70,7 @@ pub(crate) fn prepare() {
 /// Entries of the platform's table, which ends with its task state.
 const PLATFORM_ENTRIES: usize = 5;
 const LOCAL_TABLE: SegmentSelector = SegmentSelector(PLATFORM_ENTRIES as u16 * 8);
-const ABSENT_SEGMENT: u16 = (PLATFORM_ENTRIES as u16 + 2) * 8 | 3;
+const ABSENT_SEGMENT: u16 = (PLATFORM_ENTRIES as u16 + 2) << 3 | 3;
 
 /// Descriptors (SDM 3, sections 3.4.5 and 3.5): a present local table, and a data segment for unprivileged code that is absent.
 const PRESENT_LOCAL_TABLE: u64 = 0x82 << 40;
