@@ -54,8 +54,8 @@ impl Kernel {
             symbols.insert(name.to_owned(), symbol.address());
             let readable = format!("{:#}", rustc_demangle::demangle(name));
             let place = places.entry(symbol.address()).or_insert_with(|| readable.clone());
-            // The names by which the gate's parts are known come before others of the same address.
-            if symbol.is_global() && !place.starts_with("sandbox_gate") {
+            // Better the name of a part than that of the border of something larger at the same address.
+            if place.ends_with("_start") || place.ends_with("_end") {
                 *place = readable;
             }
         }

@@ -149,8 +149,8 @@ impl Task {
         match first {
             Some("-h") => Ok(Self::Help),
             Some("suite") => boots(&arguments[1..]).map(Self::Suite),
-            Some("inject") => boots(&arguments[1..]).map(Self::Inject),
-            Some("trace") => boots(&arguments[1..]).map(Self::Trace),
+            Some("inject") => driven(&arguments[1..]).map(Self::Inject),
+            Some("trace") => driven(&arguments[1..]).map(Self::Trace),
             Some("tally") if arguments.len() < 2 => Err(Error::new("tally needs a command to run")),
             Some("tally") => Ok(Self::Tally(arguments.split_off(1))),
             Some("check") => inputs(arguments.split_off(1)).map(Self::Check),
@@ -161,6 +161,15 @@ impl Task {
 
 fn boots(arguments: &[OsString]) -> Result<Vec<Boot>, Error> {
     arguments.split(|argument| argument == "--").map(|boot| Boot::parse(boot.to_vec())).collect()
+}
+
+/// Boots under a debugger of the runner's own.
+fn driven(arguments: &[OsString]) -> Result<Vec<Boot>, Error> {
+    let boots = boots(arguments)?;
+    if boots.iter().any(|boot| boot.gdb || boot.dry_run || boot.icount) {
+        return Err(Error::new("--gdb, --dry-run and --icount don't go with inject and trace, which drive the guest"));
+    }
+    Ok(boots)
 }
 
 fn inputs(arguments: Vec<OsString>) -> Result<Inputs, Error> {
@@ -234,6 +243,15 @@ mod tests {
     }
 
     #[test]
+    fn driven_boots_are_lists_too() {
+        let Ok(Task::Inject(boots)) = task(&["inject", "a", "--machine", "mte=on", "--", "a"]) else {
+            panic!("this is an injection");
+        };
+        assert_eq!((boots.len(), boots[0].machine.as_deref()), (2, Some("mte=on")));
+        assert!(matches!(task(&["trace", "a"]), Ok(Task::Trace(boots)) if boots.len() == 1));
+    }
+
+    #[test]
     fn wrong_usage_is_refused() {
         for words in [
             &[][..],
@@ -249,6 +267,9 @@ mod tests {
             &["k", "--unknown"],
             &["k", "-q"],
             &["check", "--cpu", "max"],
+            &["inject"],
+            &["inject", "k", "--gdb"],
+            &["trace", "k", "--", "k", "--icount"],
         ] {
             assert!(task(words).is_err(), "{words:?}");
         }
