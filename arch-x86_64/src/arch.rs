@@ -5,10 +5,12 @@ use core::ptr::NonNull;
 use sandbox_core::arch::{Cause, FatalHook, Memory, Start, Trap, ViewRoots};
 use sandbox_core::{Arch, Error, Frame, Page, PageRange, VirtAddr};
 use x86_64::instructions::interrupts;
-use x86_64::instructions::tables::sgdt;
+use x86_64::registers::rflags::RFlags;
 
+use crate::debug::{self, Events};
 use crate::format::LongMode;
-use crate::gate::{self, FIRST_INTERRUPT, Gate, MACHINE_CHECK, NMI, PENDING_MACHINE_CHECK, PENDING_NMI, State};
+use crate::gate::{self, FIRST_INTERRUPT, Gate, MACHINE_CHECK, NMI, State, TableRegister};
+use crate::gate::{PENDING_DEBUG, PENDING_MACHINE_CHECK, PENDING_NMI, PENDING_STEP};
 use crate::registers::Registers;
 use crate::start::{self, CpuConfig};
 use crate::state::{Closed, sandbox_flags};
@@ -23,8 +25,8 @@ pub struct X86_64 {
 const DEBUG: u64 = gate::DEBUG as u64;
 const GENERAL_PROTECTION: u64 = 13;
 const PAGE_FAULT: u64 = 14;
-/// DR6.BS: a single step (SDM 3, section 19.2.3).
-const DR6_SINGLE_STEP: u64 = 1 << 14;
+/// The bits of a selector in which it says its ring.
+const RING: u64 = 0b11;
 
 // SAFETY:
 // 1. and 2. The protocol of enter.s and exit.s, under the table that only the gate's stubs are in.
@@ -115,29 +117,26 @@ unsafe impl Arch for X86_64 {
         }
         // SAFETY: (1) of this method: `state` is this CPU's and nobody else's until interrupts are on again; `load` puts a frame
         // with a canonical `rip` and the host's selectors and flags into it; (2) the root is a view's.
-        let frame = unsafe {
-            if sgdt().base.as_u64() != (*state).gdt_base {
+        unsafe {
+            if descriptor_table() != (*state).gdt_base {
                 return Err(Error::TablesReplaced);
+            }
+            if task() != (*state).task {
+                return Err(Error::TaskStateReplaced);
             }
             if registers.frame.vector == PAGE_FAULT {
                 // The run goes on after a page fault that its tables don't explain.
                 (*state).closures.forget_global_pages();
             }
+            let closed = Closed::close(state, registers)?;
             load(state, registers, interrupts);
-            let closed = Closed::close((*state).closures, registers);
             let frame = gate::sandbox_gate_enter(state, roots.view[0]);
-            if !frame.is_null() && (*frame).vector == DEBUG {
-                // While nothing is armed: the host may guard the debug registers.
-                registers.dr6 = take_dr6();
+            if (*state).pending != 0 {
+                return Ok(attend(state, frame, roots, &closed, registers, interrupts));
             }
-            closed.open(registers);
-            frame
-        };
-        // SAFETY: as above.
-        let trap = unsafe { store(state, frame, registers) };
-        // SAFETY: interrupts are masked and the host's own table is loaded.
-        unsafe { deliver_pending(state) };
-        Ok(trap)
+            closed.open(registers, false);
+            Ok(store(state, frame, registers))
+        }
     }
 
     fn diagnose(&self, registers: &Registers, memory: &dyn Memory) -> Cause {
@@ -146,9 +145,8 @@ unsafe impl Arch for X86_64 {
 
     unsafe fn forward(vector: u8, interrupts: bool) {
         if interrupts {
-            // SAFETY: (1) the interrupt was accepted by the CPU and no handler has run for it: this is its delivery. The code
-            // there is a function of the C convention; handlers keep all registers.
-            unsafe { core::arch::asm!("call {}", in(reg) gate::forward(vector), clobber_abi("C")) };
+            // SAFETY: (1) the interrupt was accepted by the CPU and no handler has run for it: this is its delivery.
+            unsafe { deliver(vector, true) };
         }
     }
 
@@ -162,11 +160,12 @@ unsafe impl Arch for X86_64 {
 /// # Safety
 ///
 /// 1. `state` is this CPU's, interrupts are masked.
+#[inline(always)]
 unsafe fn load(state: *mut State, registers: &Registers, interrupts: bool) {
     // SAFETY: (1).
     unsafe {
         let frame = &raw mut (*state).exit.frame;
-        *frame = registers.frame;
+        (*frame).copy_from(&registers.frame);
         (*frame).cs = (*state).user_code.into();
         (*frame).ss = (*state).user_data.into();
         (*frame).rflags = sandbox_flags(registers.frame.rflags, interrupts);
@@ -180,63 +179,159 @@ unsafe fn load(state: *mut State, registers: &Registers, interrupts: bool) {
 /// # Safety
 ///
 /// 1. `state` is this CPU's; `frame` is what the gate returned, and interrupts have been masked since.
+#[inline(always)]
 unsafe fn store(state: *mut State, frame: *const crate::Frame, registers: &mut Registers) -> Trap<u8> {
-    // SAFETY: (1): the frame is null or on one of the gate's stacks.
+    // SAFETY: (1): the frame is on one of the gate's stacks.
     unsafe {
-        if frame.is_null() {
-            return Trap::Again;
-        }
         let vector = (*frame).vector as u8;
         if vector == gate::CALL_VECTOR && (*frame).rax == 0 {
             return Trap::Returned;
         }
-        registers.frame = *frame;
+        registers.frame.copy_from(frame);
         registers.fs_base = (*state).fs_base;
         registers.gs_base = (*state).gs_base;
         registers.cr2 = (*state).cr2;
         match vector {
-            gate::CALL_VECTOR => Trap::HostCall((*frame).rax),
-            NMI => {
-                (*state).pending |= PENDING_NMI;
-                Trap::Again
-            }
-            MACHINE_CHECK => {
-                (*state).pending |= PENDING_MACHINE_CHECK;
-                Trap::Again
-            }
             FIRST_INTERRUPT.. => Trap::Interrupt(vector),
+            gate::CALL_VECTOR => Trap::HostCall((*frame).rax),
             _ => Trap::Fault,
         }
     }
 }
 
-/// Lets the host handle an NMI or machine check that the gate received: in kernel mode with interrupts masked, as it would have
-/// been without the HAL. A hardware NMI stays blocked until the host's own handler returns.
+/// After a run in which something came that may come at any instruction, or that the host's single-stepping kept from beginning:
+/// finds out what the sandbox did, and lets the host handle what is the host's.
 ///
 /// # Safety
 ///
-/// 1. `state` is this CPU's, interrupts are masked, the host's exception table is loaded.
-unsafe fn deliver_pending(state: *mut State) {
-    // SAFETY: (1): after the host's table is loaded nobody else writes the word. The host's handlers may run at any time.
+/// 1. As [`Arch::enter`], in which the gate returned `frame` and `closed` is what was closed for it.
+#[cold]
+#[inline(never)]
+unsafe fn attend(
+    state: *mut State,
+    mut frame: *const crate::Frame,
+    roots: &ViewRoots,
+    closed: &Closed,
+    registers: &mut Registers,
+    interrupts: bool,
+) -> Trap<u8> {
+    // SAFETY: (1): the host's table is loaded, so that nobody else writes the word from here on. The frame of an entry that did
+    // not begin is still loaded.
     unsafe {
-        let pending = core::mem::take(&mut (*state).pending);
-        // In this order: the other handler's `iretq` would unblock NMIs, and the next could hit the handler of this one.
+        let mut pending = core::mem::take(&mut (*state).pending);
+        if frame.is_null() && pending & PENDING_STEP != 0 && pending & (PENDING_NMI | PENDING_MACHINE_CHECK) == 0 {
+            if pending & PENDING_DEBUG != 0 {
+                // A step too late for the entry to see: only the step.
+                pending &= !PENDING_DEBUG;
+                (*state).dr6 = 0;
+                closed.breakpoints().inspect(|breakpoints| breakpoints.rearm());
+            }
+            let enter = || gate::sandbox_gate_enter(state, roots.view[0]);
+            frame = debug::step_over((*state).closures.debugctl, enter);
+            pending |= core::mem::take(&mut (*state).pending);
+        }
+        let debugged = pending & PENDING_DEBUG != 0;
+        closed.open(registers, debugged);
+        let mut trap = Trap::Again;
+        if !frame.is_null() {
+            trap = match store(state, frame, registers) {
+                Trap::Fault if matches!((*frame).vector as u8, NMI | MACHINE_CHECK) => Trap::Again,
+                trap => trap,
+            };
+        }
+        let mut host = None;
+        if debugged {
+            (host, trap) = debugged_by(state, frame, closed, registers, trap);
+        } else if !frame.is_null() {
+            (*state).quiet = 0;
+        }
+
+        // In this order: the `iretq` of another handler would unblock NMIs, and the next could hit the handler of this one.
         if pending & PENDING_NMI != 0 {
-            core::arch::asm!("int {}", const NMI);
+            deliver(NMI, false);
         }
         if pending & PENDING_MACHINE_CHECK != 0 {
-            core::arch::asm!("int {}", const MACHINE_CHECK);
+            deliver(MACHINE_CHECK, false);
         }
+        if let Some(dr6) = host {
+            debug::report(dr6);
+            // An interrupt must be forwarded on this CPU, so nothing may come before it.
+            deliver(gate::DEBUG, interrupts && !matches!(trap, Trap::Interrupt(_)));
+            interrupts::disable();
+        }
+        if pending & PENDING_STEP != 0 {
+            debug::set_trap_flag();
+        }
+        trap
     }
 }
 
-/// Reads the debug status and removes what the sandbox's single step left in it.
-fn take_dr6() -> u64 {
-    let value: u64;
-    // SAFETY: clears a status bit that a sandbox set.
-    unsafe {
-        core::arch::asm!("mov {}, dr6", out(reg) value, options(nomem, nostack, preserves_flags));
-        core::arch::asm!("mov dr6, {}", in(reg) value & !DR6_SINGLE_STEP, options(nomem, nostack, preserves_flags));
+/// Tells the debug exceptions of a run apart: what DR6 has to be for the host's handler, if one was the host's, and the trap.
+///
+/// # Safety
+///
+/// 1. As [`attend`].
+unsafe fn debugged_by(
+    state: *mut State,
+    frame: *const crate::Frame,
+    closed: &Closed,
+    registers: &mut Registers,
+    trap: Trap<u8>,
+) -> (Option<u64>, Trap<u8>) {
+    // SAFETY: (1).
+    let dr6 = unsafe { core::mem::take(&mut (*state).dr6) };
+    let events = Events::of(closed.breakpoints(), dr6);
+    if closed.breakpoints().is_none() {
+        debug::forget_step();
     }
-    value
+    // SAFETY: (1).
+    unsafe { (*state).quiet = if frame.is_null() { events.enabled } else { 0 } };
+    // SAFETY: (1).
+    if frame.is_null() || unsafe { (*frame).vector } != DEBUG {
+        return (events.host, trap);
+    }
+    registers.dr6 = dr6;
+    if registers.frame.cs & RING == 0 {
+        // The frame is the second exception's, and the sandbox's is lost. Two in a row: an instruction for it behind a load of
+        // SS that a breakpoint watched (SDM 3, section 7.8.3). The sandbox ends with the instruction.
+        let lost = &mut registers.frame;
+        (lost.rip, lost.cs, lost.rflags, lost.rsp, lost.ss) = (0, 0, 0, 0, 0);
+        return (events.host, Trap::Fault);
+    }
+    if events.execution {
+        // The host's handler does this to its own frame, or the instruction would never be executed.
+        registers.frame.rflags |= RFlags::RESUME_FLAG.bits();
+    }
+    (events.host, if events.own { Trap::Fault } else { Trap::Again })
+}
+
+/// Lets the host's own handler run for `vector`, in kernel mode, with interrupts on or masked. They are so afterwards.
+///
+/// # Safety
+///
+/// 1. The host's exception table is loaded, and its handler is to run now. If `interrupts`, others may run too, and the thread may
+///    be on another CPU afterwards.
+unsafe fn deliver(vector: u8, interrupts: bool) {
+    // SAFETY: (1). The code there is a function of the C convention; handlers keep all registers.
+    unsafe { core::arch::asm!("call {}", in(reg) gate::forward(vector, interrupts), clobber_abi("C")) };
+}
+
+/// Where GDTR points.
+#[inline(always)]
+fn descriptor_table() -> u64 {
+    let mut register = core::mem::MaybeUninit::<TableRegister>::uninit();
+    // SAFETY: writes ten bytes, of which the limit comes first.
+    unsafe {
+        core::arch::asm!("sgdt [{}]", in(reg) register.as_mut_ptr(), options(nostack, preserves_flags));
+        (&raw const (*register.as_ptr()).base).cast::<u64>().read_unaligned()
+    }
+}
+
+/// The selector in TR.
+#[inline(always)]
+fn task() -> u16 {
+    let selector: u16;
+    // SAFETY: reading TR has no effect.
+    unsafe { core::arch::asm!("str {:x}", out(reg) selector, options(nomem, nostack, preserves_flags)) };
+    selector
 }

@@ -1,23 +1,3 @@
-// The way in. Everything from here to sandbox_gate_end is the gate: pages of its own, mapped privileged-only
-// in host and view alike.
-//
-//   sandbox_gate_enter(rdi = State, rsi = root of the view) -> rax = Frame, or 0
-//
-//   interrupts are masked, the host's tables are loaded
-//   | 1  the host's callee-saved registers and flags go onto its stack; rsp, CR3, IDTR, LDTR, the data
-//   |    selectors and the FS and GS bases go into State: all that the way back restores
-//   | 2  lidt: the gate's exception table
-//   v--- sandbox_gate_window: an NMI or machine check from here on finds the gate's table. It calls the
-//   |    entry off: the way back is complete, and the frame and the host's copy of the sandbox's
-//   |    registers are untouched by what follows
-//   | 3  the sandbox's FS and GS bases; no local descriptor table
-//   | 4  rsp = the frame; the view's root; the general registers
-//   | 5  iretq: unprivileged
-//   ^--- sandbox_gate_window_end
-//
-// The stack is never used between 2 and 5 except to pop the frame, so rsp may be anything: NMI and machine
-// check have stacks of their own, and nothing else can arrive.
-
 .section .text.sandbox_gate, "ax", @progbits
 .balign 4096
 .global sandbox_gate_start
@@ -32,7 +12,11 @@ sandbox_gate_enter:
     push r14
     push r15
     pushfq
+    test byte ptr [rsp + {FLAGS_TRAP_BYTE}], {FLAGS_TRAP_BIT}
+    jnz 6f
     mov [rdi + {HOST_RSP}], rsp
+    mov r8, cr0
+    mov [rdi + {HOST_CR0}], r8
     mov rax, cr3
     mov [rdi + {HOST_CR3}], rax
     and eax, {PAGE_MASK}            // the host's PCID, or its cache bits: the view runs with the same
@@ -59,6 +43,10 @@ sandbox_gate_window:
     wrfsbase rax
     wrgsbase rdx
 1:
+    not r8d
+    test r8b, {CR0_TRAP}
+    jnz 5f
+7:
     cmp word ptr [rdi + {HOST_LDTR}], 0
     jne 4f
 3:
@@ -103,4 +91,18 @@ sandbox_gate_window:
     xor eax, eax
     lldt ax
     jmp 3b
+
+// Floating point traps from here on; after step 2, so that no code of the host's runs with it.
+5:
+    mov rax, [rdi + {HOST_CR0}]
+    or rax, {CR0_TRAP}
+    mov cr0, rax
+    jmp 7b
 sandbox_gate_window_end:
+
+// The host is single-stepping: not in here. Nothing has changed yet.
+6:
+    or dword ptr [rdi + {PENDING}], {PENDING_STEP}
+    add rsp, {ENTRY_PUSHES}
+    xor eax, eax
+    ret

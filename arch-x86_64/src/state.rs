@@ -30,10 +30,12 @@
 //! | TLB | entries of the view are not global: the next root switch drops them. The host's global ones are dropped (CR4.PGE is off during runs) on a CPU where one has made a spurious fault | CR4 back | [`Closed`] |
 
 use sandbox_core::Error;
-use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags, Efer, EferFlags};
+use x86_64::registers::control::{Cr4, Cr4Flags, Efer, EferFlags};
 use x86_64::registers::model_specific::Msr;
 use x86_64::registers::rflags::RFlags;
 
+use crate::debug::{self, Breakpoints, read_dr7};
+use crate::gate::{self, State};
 use crate::registers::Registers;
 
 /// Flags of the sandbox's that a resumed run keeps.
@@ -45,7 +47,8 @@ const KEPT_FLAGS: RFlags = RFlags::CARRY_FLAG
     .union(RFlags::OVERFLOW_FLAG)
     .union(RFlags::DIRECTION_FLAG)
     .union(RFlags::ALIGNMENT_CHECK)
-    .union(RFlags::TRAP_FLAG);
+    .union(RFlags::TRAP_FLAG)
+    .union(RFlags::RESUME_FLAG);
 /// Bit 1 of RFLAGS reads as 1 (SDM 1, figure 3-8).
 const FLAG_ONE: u64 = 1 << 1;
 
@@ -56,10 +59,6 @@ pub(crate) fn sandbox_flags(flags: u64, interrupts: bool) -> u64 {
 }
 
 const SYSENTER_CS: u32 = 0x174;
-/// Bits of DR7 that arm a breakpoint or protect the debug registers (SDM 3, section 19.2.4).
-const DR7_ARMED: u64 = 0xff | 1 << 13;
-/// DR7 with nothing armed; bit 10 is fixed.
-const DR7_CLEAR: u64 = 1 << 10;
 
 /// What runs on this CPU must close and `close` does not look for each time: what the host had on when the CPU was started, in
 /// MSRs that are too slow to ask, and what showed since.
@@ -69,6 +68,8 @@ pub(crate) struct Closures {
     syscall: bool,
     sysenter: bool,
     global_pages: bool,
+    /// Whether there is IA32_DEBUGCTL: not closed, but looked at for a host that single-steps.
+    pub(crate) debugctl: bool,
 }
 
 impl Closures {
@@ -80,6 +81,7 @@ impl Closures {
             syscall: Efer::read().contains(EferFlags::SYSTEM_CALL_EXTENSIONS),
             sysenter,
             global_pages: false,
+            debugctl: crate::probe::has_debugctl(),
         })
     }
 
@@ -93,18 +95,6 @@ impl Closures {
     fn any(self) -> bool {
         self.syscall || self.sysenter || self.global_pages
     }
-}
-
-fn read_dr7() -> u64 {
-    let value: u64;
-    // SAFETY: reading DR7 is possible in ring 0 unless DR7.GD is set, and then raises #DB in the host as any other access would.
-    unsafe { core::arch::asm!("mov {}, dr7", out(reg) value, options(nomem, nostack, preserves_flags)) };
-    value
-}
-
-fn write_dr7(value: u64) {
-    // SAFETY: the value is one that was read from DR7, or arms nothing.
-    unsafe { core::arch::asm!("mov dr7, {}", in(reg) value, options(nomem, nostack, preserves_flags)) };
 }
 
 fn read_pkru() -> u32 {
@@ -121,55 +111,87 @@ fn write_pkru(value: u32) {
 }
 
 /// What was closed for a run and must be opened after it. Interrupts are masked from `close` to `open`, and an NMI handler of
-/// the host's may run with any of this closed: none of it concerns privileged code that leaves floating point alone.
+/// the host's may run with any of this closed: none of it concerns privileged code. (CR0, which does, is the gate's.)
+#[derive(Default)]
 pub(crate) struct Closed {
-    cr0: Option<Cr0Flags>,
-    dr7: Option<u64>,
     pkru: Option<u32>,
+    breakpoints: Option<Breakpoints>,
+    rare: Option<Rare>,
+}
+
+/// What few hosts have, or few runs.
+#[derive(Clone, Copy, Default)]
+struct Rare {
     efer: Option<EferFlags>,
     sysenter: Option<u64>,
     cr4: Option<Cr4Flags>,
 }
 
 impl Closed {
-    /// Closes what the host has open.
+    /// Closes what the host has open. When it fails, nothing is closed.
     ///
     /// # Safety
     ///
     /// 1. Interrupts are masked, in ring 0, until [`open`](Closed::open).
-    pub(crate) unsafe fn close(closures: Closures, registers: &Registers) -> Closed {
-        let mut closed = Closed { cr0: None, dr7: None, pkru: None, efer: None, sysenter: None, cr4: None };
-        let cr0 = Cr0::read();
-        let trap = Cr0Flags::TASK_SWITCHED | Cr0Flags::MONITOR_COPROCESSOR;
-        if !cr0.contains(trap) {
-            closed.cr0 = Some(cr0);
-            // SAFETY: setting TS and MP makes floating point trap and changes nothing else; (1) nobody else sees it.
-            unsafe { Cr0::write(cr0 | trap) };
-        }
+    /// 2. `state` is this CPU's.
+    #[inline(always)]
+    pub(crate) unsafe fn close(state: *const State, registers: &Registers) -> Result<Closed, Error> {
+        let mut closed = Closed::default();
         let dr7 = read_dr7();
-        if dr7 & DR7_ARMED != 0 {
-            closed.dr7 = Some(dr7);
-            write_dr7(DR7_CLEAR);
+        if debug::is_armed(dr7) {
+            // SAFETY: (2).
+            let (quiet, ranges) = unsafe { ((*state).quiet, gate::ranges(state)) };
+            closed.breakpoints = Some(Breakpoints::prepare(dr7, quiet, ranges)?);
         }
         if Cr4::read().contains(Cr4Flags::PROTECTION_KEY_USER) {
             closed.pkru = Some(read_pkru());
             write_pkru(registers.pkru);
         }
+        // SAFETY: (2).
+        let closures = unsafe { (*state).closures };
         if closures.any() {
             // SAFETY: (1) of this function.
-            unsafe { closed.close_calls(closures) };
+            closed.rare = Some(unsafe { Rare::close(closures) });
         }
-        closed
+        Ok(closed)
     }
 
+    /// Opens it again, keeping what of it is the sandbox's own. `debugged` says that a debug exception cleared DR7.
+    ///
     /// # Safety
     ///
-    /// 1. As [`close`](Closed::close).
+    /// 1. On the CPU of [`close`](Closed::close), with interrupts masked since.
+    #[inline(always)]
+    pub(crate) unsafe fn open(&self, registers: &mut Registers, debugged: bool) {
+        if let Some(pkru) = self.pkru {
+            registers.pkru = read_pkru();
+            write_pkru(pkru);
+        }
+        if let Some(rare) = &self.rare {
+            // SAFETY: (1).
+            unsafe { rare.open() };
+        }
+        if let Some(breakpoints) = &self.breakpoints {
+            breakpoints.restore(debugged);
+        }
+    }
+
+    /// The host's breakpoints, if any are armed.
+    pub(crate) fn breakpoints(&self) -> Option<&Breakpoints> {
+        self.breakpoints.as_ref()
+    }
+}
+
+impl Rare {
+    /// # Safety
+    ///
+    /// 1. As [`Closed::close`].
     #[cold]
-    unsafe fn close_calls(&mut self, closures: Closures) {
+    unsafe fn close(closures: Closures) -> Rare {
+        let mut rare = Rare::default();
         if closures.syscall {
             let efer = Efer::read();
-            self.efer = Some(efer);
+            rare.efer = Some(efer);
             // SAFETY: clearing SCE makes SYSCALL undefined and changes nothing else.
             unsafe { Efer::write(efer - EferFlags::SYSTEM_CALL_EXTENSIONS) };
         }
@@ -177,37 +199,27 @@ impl Closed {
             let mut msr = Msr::new(SYSENTER_CS);
             // SAFETY: a null selector makes SYSENTER fault (SDM 2, SYSENTER) and changes nothing else.
             unsafe {
-                self.sysenter = Some(msr.read());
+                rare.sysenter = Some(msr.read());
                 msr.write(0);
             }
         }
         let cr4 = Cr4::read();
         if closures.global_pages && cr4.contains(Cr4Flags::PAGE_GLOBAL) {
-            self.cr4 = Some(cr4);
+            rare.cr4 = Some(cr4);
             // SAFETY: clearing PGE drops all translations (SDM 3, section 5.10.4.1); new ones are not global, so that the switch to
             // the view drops them, until it is set again. The host sees no difference.
             unsafe { Cr4::write(cr4 - Cr4Flags::PAGE_GLOBAL) };
         }
+        rare
     }
 
-    /// Opens it again, keeping what of it is the sandbox's own.
-    ///
     /// # Safety
     ///
-    /// 1. On the CPU of [`close`](Closed::close), with interrupts masked since.
-    pub(crate) unsafe fn open(self, registers: &mut Registers) {
+    /// 1. As [`Closed::open`].
+    #[cold]
+    unsafe fn open(&self) {
         // SAFETY: each value was read by `close` on this CPU, and interrupts were masked since: the host has not changed it.
         unsafe {
-            if let Some(cr0) = self.cr0 {
-                Cr0::write(cr0);
-            }
-            if let Some(dr7) = self.dr7 {
-                write_dr7(dr7);
-            }
-            if let Some(pkru) = self.pkru {
-                registers.pkru = read_pkru();
-                write_pkru(pkru);
-            }
             if let Some(efer) = self.efer {
                 Efer::write(efer);
             }
@@ -229,7 +241,7 @@ mod tests {
     fn a_sandbox_chooses_only_harmless_flags() {
         assert_eq!(sandbox_flags(0, false), 2);
         assert_eq!(sandbox_flags(0, true), 0x202);
-        assert_eq!(sandbox_flags(u64::MAX, false) & !0x4_0dd5, 2);
+        assert_eq!(sandbox_flags(u64::MAX, false) & !0x5_0dd5, 2);
         assert_eq!(sandbox_flags(u64::MAX, true) & 0x3000, 0);
     }
 }
