@@ -243,7 +243,10 @@ mod tests {
 
     #[test]
     fn hits_are_the_hosts_and_steps_the_sandboxs() {
-        assert_eq!(events(SOME, 0b10), Events { host: Some(DR6_CLEAR | 0b10), execution: false, enabled: 0b1100, own: false });
+        assert_eq!(
+            events(SOME, 0b10),
+            Events { host: Some(DR6_CLEAR | 0b10), execution: false, enabled: 0b1100, own: false }
+        );
         assert_eq!(events(SOME, 1), Events { host: Some(DR6_CLEAR | 1), execution: true, enabled: 0b11, own: false });
         let both = events(SOME, 1 | DR6_SINGLE_STEP);
         assert_eq!(both, Events { host: Some(DR6_CLEAR | 1), execution: true, enabled: 0b11, own: true });

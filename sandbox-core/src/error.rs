@@ -180,7 +180,10 @@ impl fmt::Display for Error {
             Error::NoStack => write!(f, "a sandbox needs at least one page of stack"),
             Error::CpuNotStarted(cpu) => write!(f, "CPU {cpu} was not started: call Hal::start_cpu on it first"),
             Error::TaskStateReplaced => {
-                write!(f, "this CPU's task state (TR) was replaced after Hal::start_cpu: keep the one that was loaded then")
+                write!(
+                    f,
+                    "this CPU's task state (TR) was replaced after Hal::start_cpu: keep the one that was loaded then"
+                )
             }
             Error::TablesReplaced => {
                 write!(

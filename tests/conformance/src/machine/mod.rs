@@ -7,10 +7,13 @@
 cfg_if::cfg_if! {
     if #[cfg(target_arch = "x86_64")] {
         mod x86_64;
+        mod x86_64_debug;
+        mod x86_64_forwarding;
         mod x86_64_poison;
         mod x86_64_instructions;
         mod x86_64_resistance;
         mod x86_64_state;
+        mod x86_64_vectors;
         pub(crate) use x86_64::*;
         pub(crate) use x86_64_instructions::*;
         pub(crate) use x86_64_poison::*;
@@ -33,6 +36,16 @@ cfg_if::cfg_if! {
 }
 
 use sandbox_mode::ExitReason;
+
+use crate::suite::Case;
+
+/// Cases that only one machine has.
+#[cfg(target_arch = "x86_64")]
+pub(crate) const FILES: &[(&str, &[Case])] =
+    &[("debug", x86_64_debug::CASES), ("forwarding", x86_64_forwarding::CASES)];
+/// Cases that only one machine has.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) const FILES: &[(&str, &[Case])] = &[];
 
 /// A function that changes what unprivileged code can change.
 pub(crate) struct Spoiler {

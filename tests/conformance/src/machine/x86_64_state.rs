@@ -10,6 +10,7 @@ use x86_64::registers::rflags::RFlags;
 use x86_64::registers::segmentation::{DS, ES, FS, GS, Segment, SegmentSelector};
 
 use super::Spoiler;
+use super::x86_64_vectors::with_debugger;
 
 fn has_pkru() -> bool {
     Cr4::read().contains(Cr4Flags::PROTECTION_KEY_USER)
@@ -54,7 +55,8 @@ pub(crate) fn with_unusual_state(work: &mut dyn FnMut()) {
         if has_pkru() {
             set_pkru(PKRU);
         }
-        work();
+        // The breakpoint is the host's, and hits in sandboxes.
+        with_debugger(|_| work());
         if has_pkru() {
             set_pkru(0);
         }
