@@ -7,13 +7,13 @@ use sandbox_core::{Arch, Error, Frame, Page, PageRange, VirtAddr};
 use x86_64::instructions::interrupts;
 use x86_64::registers::rflags::RFlags;
 
-use crate::debug::{self, Events};
+use crate::debug::{self, Breakpoints, Events};
 use crate::format::LongMode;
 use crate::gate::{self, FIRST_INTERRUPT, Gate, MACHINE_CHECK, NMI, State, TableRegister};
 use crate::gate::{PENDING_DEBUG, PENDING_MACHINE_CHECK, PENDING_NMI, PENDING_STEP};
 use crate::registers::Registers;
 use crate::start::{self, CpuConfig};
-use crate::state::{Closed, sandbox_flags};
+use crate::state::{Closed, Closures, sandbox_flags};
 
 /// The x86-64 backend.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +24,7 @@ pub struct X86_64 {
 /// Vectors whose decoding needs more than the frame.
 const DEBUG: u64 = gate::DEBUG as u64;
 const GENERAL_PROTECTION: u64 = 13;
-const PAGE_FAULT: u64 = 14;
+const PAGE_FAULT: u64 = gate::PAGE_FAULT as u64;
 /// The bits of a selector in which it says its ring.
 const RING: u64 = 0b11;
 
@@ -101,6 +101,7 @@ unsafe impl Arch for X86_64 {
         registers.frame.rsi = start.function.0;
     }
 
+    #[inline]
     unsafe fn enter(
         &self,
         gate: NonNull<Gate>,
@@ -128,13 +129,13 @@ unsafe impl Arch for X86_64 {
                 // The run goes on after a page fault that its tables don't explain.
                 (*state).closures.forget_global_pages();
             }
-            let closed = Closed::close(state, registers)?;
+            let closures = Closed::close(state, registers)?;
             load(state, registers, interrupts);
             let frame = gate::sandbox_gate_enter(state, roots.view[0]);
             if (*state).pending != 0 {
-                return Ok(attend(state, frame, roots, &closed, registers, interrupts));
+                return Ok(attend(state, frame, roots, closures, registers, interrupts));
             }
-            closed.open(registers, false);
+            (*state).closed.open(closures, registers, false);
             Ok(store(state, frame, registers))
         }
     }
@@ -143,6 +144,7 @@ unsafe impl Arch for X86_64 {
         crate::diagnose::diagnose(self.format, registers, memory)
     }
 
+    #[inline]
     unsafe fn forward(vector: u8, interrupts: bool) {
         if interrupts {
             // SAFETY: (1) the interrupt was accepted by the CPU and no handler has run for it: this is its delivery.
@@ -190,11 +192,13 @@ unsafe fn store(state: *mut State, frame: *const crate::Frame, registers: &mut R
         registers.frame.copy_from(frame);
         registers.fs_base = (*state).fs_base;
         registers.gs_base = (*state).gs_base;
-        registers.cr2 = (*state).cr2;
         match vector {
             FIRST_INTERRUPT.. => Trap::Interrupt(vector),
             gate::CALL_VECTOR => Trap::HostCall((*frame).rax),
-            _ => Trap::Fault,
+            _ => {
+                registers.cr2 = (*state).cr2;
+                Trap::Fault
+            }
         }
     }
 }
@@ -204,14 +208,14 @@ unsafe fn store(state: *mut State, frame: *const crate::Frame, registers: &mut R
 ///
 /// # Safety
 ///
-/// 1. As [`Arch::enter`], in which the gate returned `frame` and `closed` is what was closed for it.
+/// 1. As [`Arch::enter`], in which the gate returned `frame` and `closures` is what was closed for it.
 #[cold]
 #[inline(never)]
 unsafe fn attend(
     state: *mut State,
     mut frame: *const crate::Frame,
     roots: &ViewRoots,
-    closed: &Closed,
+    closures: Closures,
     registers: &mut Registers,
     interrupts: bool,
 ) -> Trap<u8> {
@@ -219,19 +223,20 @@ unsafe fn attend(
     // not begin is still loaded.
     unsafe {
         let mut pending = core::mem::take(&mut (*state).pending);
+        let breakpoints = (*state).closed.breakpoints(closures).copied();
         if frame.is_null() && pending & PENDING_STEP != 0 && pending & (PENDING_NMI | PENDING_MACHINE_CHECK) == 0 {
             if pending & PENDING_DEBUG != 0 {
                 // A step too late for the entry to see: only the step.
                 pending &= !PENDING_DEBUG;
                 (*state).dr6 = 0;
-                closed.breakpoints().inspect(|breakpoints| breakpoints.rearm());
+                breakpoints.inspect(|breakpoints| breakpoints.rearm());
             }
             let enter = || gate::sandbox_gate_enter(state, roots.view[0]);
-            frame = debug::step_over((*state).closures.debugctl, enter);
+            frame = debug::step_over((*state).has_debugctl, enter);
             pending |= core::mem::take(&mut (*state).pending);
         }
         let debugged = pending & PENDING_DEBUG != 0;
-        closed.open(registers, debugged);
+        (*state).closed.open(closures, registers, debugged);
         let mut trap = Trap::Again;
         if !frame.is_null() {
             trap = match store(state, frame, registers) {
@@ -241,7 +246,7 @@ unsafe fn attend(
         }
         let mut host = None;
         if debugged {
-            (host, trap) = debugged_by(state, frame, closed, registers, trap);
+            (host, trap) = debugged_by(state, frame, breakpoints, registers, trap);
         } else if !frame.is_null() {
             (*state).quiet = 0;
         }
@@ -274,14 +279,14 @@ unsafe fn attend(
 unsafe fn debugged_by(
     state: *mut State,
     frame: *const crate::Frame,
-    closed: &Closed,
+    breakpoints: Option<Breakpoints>,
     registers: &mut Registers,
     trap: Trap<u8>,
 ) -> (Option<u64>, Trap<u8>) {
     // SAFETY: (1).
     let dr6 = unsafe { core::mem::take(&mut (*state).dr6) };
-    let events = Events::of(closed.breakpoints(), dr6);
-    if closed.breakpoints().is_none() {
+    let events = Events::of(breakpoints.as_ref(), dr6);
+    if breakpoints.is_none() {
         debug::forget_step();
     }
     // SAFETY: (1).
@@ -311,6 +316,7 @@ unsafe fn debugged_by(
 ///
 /// 1. The host's exception table is loaded, and its handler is to run now. If `interrupts`, others may run too, and the thread may
 ///    be on another CPU afterwards.
+#[inline(always)]
 unsafe fn deliver(vector: u8, interrupts: bool) {
     // SAFETY: (1). The code there is a function of the C convention; handlers keep all registers.
     unsafe { core::arch::asm!("call {}", in(reg) gate::forward(vector, interrupts), clobber_abi("C")) };

@@ -86,6 +86,7 @@ pub(crate) fn is_armed(dr7: u64) -> bool {
 
 /// The host's breakpoints during a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
 pub(crate) struct Breakpoints {
     /// The host's.
     dr7: u64,

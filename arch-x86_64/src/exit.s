@@ -16,9 +16,17 @@
     push r15
 .endm
 
+sandbox_gate_page_fault:
+    sandbox_gate_push
+    mov rdi, [rsp + {FRAME_SIZE}]
+    mov rax, cr2
+    mov [rdi + {CR2}], rax
+    jmp 1f
+
 sandbox_gate_exit:
     sandbox_gate_push
     mov rdi, [rsp + {FRAME_SIZE}]
+1:
     mov rsi, rsp
     test byte ptr [rsp + {FRAME_CS}], 3
     jz sandbox_gate_fatal
@@ -26,8 +34,6 @@ sandbox_gate_exit:
 sandbox_gate_leave:                     // rdi = State, rsi = what to return
     mov rax, [rdi + {HOST_CR3}]
     mov cr3, rax
-    mov rax, cr2
-    mov [rdi + {CR2}], rax
     mov rax, cr0
     cmp rax, [rdi + {HOST_CR0}]
     jne 22f
@@ -222,6 +228,8 @@ sandbox_gate_stubs:
     .long sandbox_gate_vector
     .if (sandbox_gate_vector == {NMI}) || (sandbox_gate_vector == {MACHINE_CHECK}) || (sandbox_gate_vector == {DEBUG})
     jmp sandbox_gate_unmaskable
+    .elseif sandbox_gate_vector == {PAGE_FAULT}
+    jmp sandbox_gate_page_fault
     .else
     jmp sandbox_gate_exit
     .endif

@@ -25,6 +25,7 @@ use sandbox_core::{PageRange, VirtAddr};
 use x86_64::registers::control::{Cr0Flags, Cr4Flags};
 
 use crate::registers::Frame;
+use crate::state::{Closed, Closures};
 
 /// The vector of a sandbox's return and of its host calls: the one gate that unprivileged code may use. No device can raise a
 /// vector below 16, and in 64-bit mode no instruction but `int 4` raises this one (SDM 3, section 7.15, "Interrupt 4").
@@ -32,6 +33,7 @@ pub(crate) const CALL_VECTOR: u8 = 4;
 pub(crate) const DEBUG: u8 = 1;
 pub(crate) const NMI: u8 = 2;
 pub(crate) const DOUBLE_FAULT: u8 = 8;
+pub(crate) const PAGE_FAULT: u8 = 14;
 pub(crate) const MACHINE_CHECK: u8 = 18;
 /// Vectors from here on are interrupts.
 pub(crate) const FIRST_INTERRUPT: u8 = 32;
@@ -105,7 +107,7 @@ pub(crate) struct State {
     /// The sandbox's.
     pub(crate) fs_base: u64,
     pub(crate) gs_base: u64,
-    /// CR2 when control left.
+    /// CR2 at the last page fault.
     pub(crate) cr2: u64,
     /// DR6 of the run's debug exceptions, all of them.
     pub(crate) dr6: u64,
@@ -122,7 +124,11 @@ pub(crate) struct State {
     /// Enable bits of breakpoints that hit in the last entry and are left off in the next.
     pub(crate) quiet: u64,
     /// What runs on this CPU must close and the entry does not look for: found at `start_cpu`, or since.
-    pub(crate) closures: crate::state::Closures,
+    pub(crate) closures: Closures,
+    /// The host's values of that, during a run.
+    pub(crate) closed: Closed,
+    /// Whether the CPU has IA32_DEBUGCTL.
+    pub(crate) has_debugctl: bool,
     pub(crate) hook: FatalHook,
     pub(crate) exit: Stack,
     pub(crate) nmi: Stack,
@@ -181,6 +187,7 @@ core::arch::global_asm!(
     SKIP_VECTOR_AND_ERROR = const offset_of!(Frame, rip) - offset_of!(Frame, vector),
     STUB_SIZE = const STUB_SIZE,
     NMI = const NMI,
+    PAGE_FAULT = const PAGE_FAULT,
     MACHINE_CHECK = const MACHINE_CHECK,
     PENDING_NMI = const PENDING_NMI,
     DEBUG = const DEBUG,

@@ -184,7 +184,7 @@ pub(crate) unsafe fn start(page: Page, config: CpuConfig, hook: FatalHook) -> Re
         );
     }
     let user_code = host.entries.max(1);
-    let closures = Closures::find()?;
+    let closures = Closures::find();
 
     let start = page.start().0 as usize;
     let gate: *mut Gate = core::ptr::with_exposed_provenance_mut(start);
@@ -240,6 +240,7 @@ pub(crate) unsafe fn start(page: Page, config: CpuConfig, hook: FatalHook) -> Re
         (*state).user_data = selector(user_code + 1);
         (*state).exit.frame = RegisterFrame::default();
         (*state).closures = closures;
+        (*state).has_debugctl = crate::probe::has_debugctl();
         (*state).task = (host.task * size_of::<u64>()) as u16;
         (*state).pages = (Gate::FRAMES + task_pages) as u64;
         (*state).hook = hook;

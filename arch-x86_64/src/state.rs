@@ -31,7 +31,6 @@
 
 use sandbox_core::Error;
 use x86_64::registers::control::{Cr4, Cr4Flags, Efer, EferFlags};
-use x86_64::registers::model_specific::Msr;
 use x86_64::registers::rflags::RFlags;
 
 use crate::debug::{self, Breakpoints, read_dr7};
@@ -59,41 +58,48 @@ pub(crate) fn sandbox_flags(flags: u64, interrupts: bool) -> u64 {
 }
 
 const SYSENTER_CS: u32 = 0x174;
+const EFER: u32 = 0xc000_0080;
+/// EFER.SCE, in the low half.
+const EFER_SYSCALL: u32 = EferFlags::SYSTEM_CALL_EXTENSIONS.bits() as u32;
 
-/// What runs on this CPU must close and `close` does not look for each time: what the host had on when the CPU was started, in
-/// MSRs that are too slow to ask, and what showed since.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub(crate) struct Closures {
-    syscall: bool,
-    sysenter: bool,
-    global_pages: bool,
-    /// Whether there is IA32_DEBUGCTL: not closed, but looked at for a host that single-steps.
-    pub(crate) debugctl: bool,
-}
+/// What runs on this CPU close: what the host had on when the CPU was started, in registers that it promised not to change or
+/// that are too slow to ask, and what showed since.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(transparent)]
+pub(crate) struct Closures(u32);
 
 impl Closures {
+    const SYSCALL: Closures = Closures(1 << 0);
+    const SYSENTER: Closures = Closures(1 << 1);
+    const GLOBAL_PAGES: Closures = Closures(1 << 2);
+    const PROTECTION_KEYS: Closures = Closures(1 << 3);
+    /// Not closed but watched; looked for at each entry.
+    const BREAKPOINTS: Closures = Closures(1 << 4);
+
     /// Looks at this CPU.
-    pub(crate) fn find() -> Result<Closures, Error> {
+    pub(crate) fn find() -> Closures {
+        let mut found = Closures::default();
+        found.set_if(Closures::SYSCALL, Efer::read().contains(EferFlags::SYSTEM_CALL_EXTENSIONS));
         // SAFETY: IA32_SYSENTER_CS exists wherever long mode does; reading has no effect.
-        let sysenter = unsafe { Msr::new(SYSENTER_CS).read() } as u16 != 0;
-        Ok(Closures {
-            syscall: Efer::read().contains(EferFlags::SYSTEM_CALL_EXTENSIONS),
-            sysenter,
-            global_pages: false,
-            debugctl: crate::probe::has_debugctl(),
-        })
+        found.set_if(Closures::SYSENTER, unsafe { Value::read(SYSENTER_CS) }.low as u16 != 0);
+        found.set_if(Closures::PROTECTION_KEYS, Cr4::read().contains(Cr4Flags::PROTECTION_KEY_USER));
+        found
     }
 
     /// From now on this CPU forgets the host's global translations before each run. To forget one, or all of them before the
     /// switch to the view, is not enough: the host's own code, the gate's included, is executed through them up to there.
     #[cold]
     pub(crate) fn forget_global_pages(&mut self) {
-        self.global_pages = true;
+        self.set_if(Closures::GLOBAL_PAGES, Cr4::read().contains(Cr4Flags::PAGE_GLOBAL));
     }
 
-    fn any(self) -> bool {
-        self.syscall || self.sysenter || self.global_pages
+    fn set_if(&mut self, closure: Closures, wanted: bool) {
+        self.0 |= if wanted { closure.0 } else { 0 };
+    }
+
+    /// Whether one of these is among them.
+    fn has(self, closure: Closures) -> bool {
+        self.0 & closure.0 != 0
     }
 }
 
@@ -110,126 +116,144 @@ fn write_pkru(value: u32) {
     unsafe { core::arch::asm!("wrpkru", in("ecx") 0, in("eax") value, in("edx") 0, options(nostack)) };
 }
 
-/// What was closed for a run and must be opened after it. Interrupts are masked from `close` to `open`, and an NMI handler of
-/// the host's may run with any of this closed: none of it concerns privileged code. (CR0, which does, is the gate's.)
-#[derive(Default)]
-pub(crate) struct Closed {
-    pkru: Option<u32>,
-    breakpoints: Option<Breakpoints>,
-    rare: Option<Rare>,
+/// A model-specific register's value, as `wrmsr` takes it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Value {
+    low: u32,
+    high: u32,
 }
 
-/// What few hosts have, or few runs.
-#[derive(Clone, Copy, Default)]
-struct Rare {
-    efer: Option<EferFlags>,
-    sysenter: Option<u64>,
-    cr4: Option<Cr4Flags>,
+impl Value {
+    /// # Safety
+    ///
+    /// 1. The register exists.
+    #[inline(always)]
+    unsafe fn read(number: u32) -> Value {
+        let (low, high);
+        // SAFETY: (1), and reading has no effect.
+        unsafe {
+            core::arch::asm!("rdmsr", in("ecx") number, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags));
+        }
+        Value { low, high }
+    }
+
+    /// # Safety
+    ///
+    /// 1. The register may have this value.
+    #[inline(always)]
+    unsafe fn write(self, number: u32) {
+        // SAFETY: (1).
+        unsafe {
+            core::arch::asm!("wrmsr", in("ecx") number, in("eax") self.low, in("edx") self.high, options(nostack, preserves_flags));
+        }
+    }
+}
+
+/// The host's values of what is closed for a run. Interrupts are masked from `close` to `open`, and an NMI handler of the host's
+/// may run with any of this closed: none of it concerns privileged code. (CR0, which does, is the gate's.)
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Closed {
+    pkru: u32,
+    efer: Value,
+    sysenter: Value,
+    cr4: u64,
+    breakpoints: Breakpoints,
 }
 
 impl Closed {
-    /// Closes what the host has open. When it fails, nothing is closed.
+    /// Closes what the host has open. Returns what that was. When it fails, nothing is closed.
     ///
     /// # Safety
     ///
     /// 1. Interrupts are masked, in ring 0, until [`open`](Closed::open).
     /// 2. `state` is this CPU's.
     #[inline(always)]
-    pub(crate) unsafe fn close(state: *const State, registers: &Registers) -> Result<Closed, Error> {
-        let mut closed = Closed::default();
+    pub(crate) unsafe fn close(state: *mut State, registers: &Registers) -> Result<Closures, Error> {
+        // SAFETY: (2).
+        let (mut closures, closed) = unsafe { ((*state).closures, &mut (*state).closed) };
         let dr7 = read_dr7();
         if debug::is_armed(dr7) {
             // SAFETY: (2).
             let (quiet, ranges) = unsafe { ((*state).quiet, gate::ranges(state)) };
-            closed.breakpoints = Some(Breakpoints::prepare(dr7, quiet, ranges)?);
+            closed.breakpoints = Breakpoints::prepare(dr7, quiet, ranges)?;
+            closures.set_if(Closures::BREAKPOINTS, true);
         }
-        if Cr4::read().contains(Cr4Flags::PROTECTION_KEY_USER) {
-            closed.pkru = Some(read_pkru());
+        if closures.has(Closures::PROTECTION_KEYS) {
+            closed.pkru = read_pkru();
             write_pkru(registers.pkru);
         }
-        // SAFETY: (2).
-        let closures = unsafe { (*state).closures };
-        if closures.any() {
-            // SAFETY: (1) of this function.
-            closed.rare = Some(unsafe { Rare::close(closures) });
+        if closures.has(Closures::SYSCALL) {
+            // SAFETY: EFER exists; clearing SCE makes SYSCALL undefined and changes nothing else.
+            unsafe {
+                let efer = Value::read(EFER);
+                closed.efer = efer;
+                Value { low: efer.low & !EFER_SYSCALL, ..efer }.write(EFER);
+            }
         }
-        Ok(closed)
+        if closures.has(Closures::SYSENTER) {
+            // SAFETY: the register exists; a null selector makes SYSENTER fault (SDM 2, SYSENTER) and changes nothing else.
+            unsafe {
+                closed.sysenter = Value::read(SYSENTER_CS);
+                Value { low: 0, high: 0 }.write(SYSENTER_CS);
+            }
+        }
+        if closures.has(Closures::GLOBAL_PAGES) {
+            closed.cr4 = Cr4::read_raw();
+            // SAFETY: clearing PGE drops all translations (SDM 3, section 5.10.4.1); new ones are not global, so that the switch to
+            // the view drops them, until it is set again. The host sees no difference.
+            unsafe { Cr4::write_raw(closed.cr4 & !Cr4Flags::PAGE_GLOBAL.bits()) };
+        }
+        Ok(closures)
     }
 
-    /// Opens it again, keeping what of it is the sandbox's own. `debugged` says that a debug exception cleared DR7.
+    /// Opens `closures` again, keeping what of it is the sandbox's own. `debugged` says that a debug exception cleared DR7.
     ///
     /// # Safety
     ///
-    /// 1. On the CPU of [`close`](Closed::close), with interrupts masked since.
+    /// 1. On the CPU of [`close`](Closed::close), which returned `closures`, with interrupts masked since.
     #[inline(always)]
-    pub(crate) unsafe fn open(&self, registers: &mut Registers, debugged: bool) {
-        if let Some(pkru) = self.pkru {
+    pub(crate) unsafe fn open(&self, closures: Closures, registers: &mut Registers, debugged: bool) {
+        if closures == Closures::default() {
+            return;
+        }
+        if closures.has(Closures::PROTECTION_KEYS) {
             registers.pkru = read_pkru();
-            write_pkru(pkru);
+            write_pkru(self.pkru);
         }
-        if let Some(rare) = &self.rare {
+        // SAFETY: each value was read by `close` on this CPU, and interrupts were masked since: the host has not changed it.
+        unsafe {
+            if closures.has(Closures::SYSCALL) {
+                self.efer.write(EFER);
+            }
+            if closures.has(Closures::SYSENTER) {
+                self.sysenter.write(SYSENTER_CS);
+            }
+        }
+        if closures.has(Closures(Closures::GLOBAL_PAGES.0 | Closures::BREAKPOINTS.0)) {
             // SAFETY: (1).
-            unsafe { rare.open() };
+            unsafe { self.open_rare(closures, debugged) };
         }
-        if let Some(breakpoints) = &self.breakpoints {
-            breakpoints.restore(debugged);
+    }
+
+    /// # Safety
+    ///
+    /// 1. As [`open`](Closed::open).
+    #[cold]
+    unsafe fn open_rare(&self, closures: Closures, debugged: bool) {
+        if closures.has(Closures::GLOBAL_PAGES) {
+            // SAFETY: as in `open`.
+            unsafe { Cr4::write_raw(self.cr4) };
+        }
+        if closures.has(Closures::BREAKPOINTS) {
+            self.breakpoints.restore(debugged);
         }
     }
 
     /// The host's breakpoints, if any are armed.
-    pub(crate) fn breakpoints(&self) -> Option<&Breakpoints> {
-        self.breakpoints.as_ref()
-    }
-}
-
-impl Rare {
-    /// # Safety
-    ///
-    /// 1. As [`Closed::close`].
-    #[cold]
-    unsafe fn close(closures: Closures) -> Rare {
-        let mut rare = Rare::default();
-        if closures.syscall {
-            let efer = Efer::read();
-            rare.efer = Some(efer);
-            // SAFETY: clearing SCE makes SYSCALL undefined and changes nothing else.
-            unsafe { Efer::write(efer - EferFlags::SYSTEM_CALL_EXTENSIONS) };
-        }
-        if closures.sysenter {
-            let mut msr = Msr::new(SYSENTER_CS);
-            // SAFETY: a null selector makes SYSENTER fault (SDM 2, SYSENTER) and changes nothing else.
-            unsafe {
-                rare.sysenter = Some(msr.read());
-                msr.write(0);
-            }
-        }
-        let cr4 = Cr4::read();
-        if closures.global_pages && cr4.contains(Cr4Flags::PAGE_GLOBAL) {
-            rare.cr4 = Some(cr4);
-            // SAFETY: clearing PGE drops all translations (SDM 3, section 5.10.4.1); new ones are not global, so that the switch to
-            // the view drops them, until it is set again. The host sees no difference.
-            unsafe { Cr4::write(cr4 - Cr4Flags::PAGE_GLOBAL) };
-        }
-        rare
-    }
-
-    /// # Safety
-    ///
-    /// 1. As [`Closed::open`].
-    #[cold]
-    unsafe fn open(&self) {
-        // SAFETY: each value was read by `close` on this CPU, and interrupts were masked since: the host has not changed it.
-        unsafe {
-            if let Some(efer) = self.efer {
-                Efer::write(efer);
-            }
-            if let Some(sysenter) = self.sysenter {
-                Msr::new(SYSENTER_CS).write(sysenter);
-            }
-            if let Some(cr4) = self.cr4 {
-                Cr4::write(cr4);
-            }
-        }
+    pub(crate) fn breakpoints(&self, closures: Closures) -> Option<&Breakpoints> {
+        closures.has(Closures::BREAKPOINTS).then_some(&self.breakpoints)
     }
 }
 

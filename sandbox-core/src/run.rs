@@ -126,25 +126,16 @@ impl<'r, 'a, H: Host, A: Arch, T: Arguments, R: FromBytes + 'static> Run<'r, 'a,
             unsafe { A::restore_interrupts(state) };
             return result.map(|reason| Some(Stop::Preempted(reason)));
         }
-        let trap = self.enter(state);
-        if let Some(cancel) = self.sandbox.limits.cancel {
-            cancel.leave();
-        }
-        if let Ok(Trap::Interrupt(interrupt)) = trap {
-            self.interrupted = true;
-            // The host's handler may bring stale translations back.
-            self.sandbox.spurious.reset();
-            // SAFETY: (1) from the `enter` just above, interrupts masked since; (2) `state` is how the caller's were.
-            unsafe { A::forward(interrupt, state) };
-            return Ok(None);
-        }
-        // SAFETY: (1) from `mask_interrupts` above, in the same thread.
-        unsafe { A::restore_interrupts(state) };
+        let trap = self.sandbox.enter(state);
         let reason = match trap? {
             Trap::Returned => {
                 return self.sandbox.collect(&mut self.arguments).map(|value| Some(Stop::Returned(value)));
             }
-            Trap::Again | Trap::Interrupt(_) => return Ok(None),
+            Trap::Interrupt(_) => {
+                self.interrupted = true;
+                return Ok(None);
+            }
+            Trap::Again => return Ok(None),
             Trap::HostCall(number) => ExitReason::HostCall(number),
             Trap::Fault => match self.explain() {
                 Some(reason) => reason,
@@ -194,18 +185,6 @@ impl<'r, 'a, H: Host, A: Arch, T: Arguments, R: FromBytes + 'static> Run<'r, 'a,
         Exit { reason: ExitReason::Preempted(reason), at: A::program_counter(&self.sandbox.registers) }
     }
 
-    fn enter(&mut self, state: A::InterruptState) -> Result<Trap<A::Interrupt>, Error> {
-        let Sandbox { hal, view, registers, stale, .. } = &mut *self.sandbox;
-        let roots = view.roots(hal)?;
-        let gate = hal.current_gate()?;
-        if let Some(page) = stale.take() {
-            A::flush_page(page);
-        }
-        // SAFETY: (1) interrupts are masked, and this CPU's gate was looked up since; (2) the view is whole, its gates are up to
-        // date, and it is borrowed for the run; (3) `registers` were prepared by `start`, for this view.
-        unsafe { hal.arch.enter(gate, registers, &roots, state) }
-    }
-
     /// Why the run ended with an exception; `None` if it was no fault of the sandbox's, and it should go on.
     #[cold]
     fn explain(&mut self) -> Option<ExitReason> {
@@ -250,5 +229,42 @@ impl<'r, 'a, H: Host, A: Arch, T: Arguments, R: FromBytes + 'static> Run<'r, 'a,
             Some(_) => FaultKind::Permission,
             None => sandbox.window.classify(address),
         })
+    }
+}
+
+impl<H: Host, A: Arch> Sandbox<'_, H, A> {
+    /// Enters once, after [`mask_interrupts`](Arch::mask_interrupts) returned `state`, and lets the host handle the interrupt that
+    /// ended it, if one did. Afterwards interrupts are as the caller had them.
+    ///
+    /// The same code for calls of all types: the host's handler is not to wait for what tells them apart.
+    #[inline(never)]
+    fn enter(&mut self, state: A::InterruptState) -> Result<Trap<A::Interrupt>, Error> {
+        let trap = self.enter_masked(state);
+        if let Some(cancel) = self.limits.cancel {
+            cancel.leave();
+        }
+        if let Ok(Trap::Interrupt(interrupt)) = trap {
+            // The host's handler may bring stale translations back.
+            self.spurious.reset();
+            // SAFETY: (1) from the `enter` just above, interrupts masked since; (2) `state` is how the caller's were.
+            unsafe { A::forward(interrupt, state) };
+        } else {
+            // SAFETY: (1) from `mask_interrupts` in the same thread.
+            unsafe { A::restore_interrupts(state) };
+        }
+        trap
+    }
+
+    #[inline(always)]
+    fn enter_masked(&mut self, state: A::InterruptState) -> Result<Trap<A::Interrupt>, Error> {
+        let Sandbox { hal, view, registers, stale, .. } = self;
+        let roots = view.roots(hal)?;
+        let gate = hal.current_gate()?;
+        if let Some(page) = stale.take() {
+            A::flush_page(page);
+        }
+        // SAFETY: (1) interrupts are masked, and this CPU's gate was looked up since; (2) the view is whole, its gates are up to
+        // date, and it is borrowed for the run; (3) `registers` were prepared by `start`, for this view.
+        unsafe { hal.arch.enter(gate, registers, &roots, state) }
     }
 }

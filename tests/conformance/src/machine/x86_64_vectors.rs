@@ -71,15 +71,14 @@ pub(crate) struct Slot {
 
 impl Slot {
     const fn new() -> Self {
-        const ZERO: AtomicU64 = AtomicU64::new(0);
         Slot {
-            next: ZERO,
+            next: AtomicU64::new(0),
             count: AtomicUsize::new(0),
-            cs: ZERO,
-            flags: ZERO,
-            stack: ZERO,
-            dr6: ZERO,
-            dr7: ZERO,
+            cs: AtomicU64::new(0),
+            flags: AtomicU64::new(0),
+            stack: AtomicU64::new(0),
+            dr6: AtomicU64::new(0),
+            dr7: AtomicU64::new(0),
             second: AtomicUsize::new(0),
             action: AtomicPtr::new(core::ptr::null_mut()),
         }
