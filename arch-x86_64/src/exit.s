@@ -96,25 +96,25 @@ sandbox_gate_host_table:
 9:  mov fs, word ptr [rdi + {HOST_FS}]
     mov gs, word ptr [rdi + {HOST_GS}]
     mov ecx, {IA32_FS_BASE}
-    mov r8, [rdi + {HOST_FS_BASE}]
-    call sandbox_gate_set_base
-    mov ecx, {IA32_GS_BASE}
-    mov r8, [rdi + {HOST_GS_BASE}]
-    call sandbox_gate_set_base
-    jmp sandbox_gate_host_table
-
-// Writes r8 to the base ecx unless it is there already: reading is cheap, writing serializes.
-sandbox_gate_set_base:
     rdmsr
-    shl rdx, 32
-    or rax, rdx
-    cmp rax, r8
-    je 1f
-    mov rax, r8
-    mov rdx, r8
-    shr rdx, 32
+    cmp eax, [rdi + {HOST_FS_BASE}]
+    jne 1f
+    cmp edx, [rdi + {HOST_FS_BASE} + 4]
+    jne 1f
+2:  mov ecx, {IA32_GS_BASE}
+    rdmsr
+    cmp eax, [rdi + {HOST_GS_BASE}]
+    jne 3f
+    cmp edx, [rdi + {HOST_GS_BASE} + 4]
+    je sandbox_gate_host_table
+3:  mov eax, [rdi + {HOST_GS_BASE}]
+    mov edx, [rdi + {HOST_GS_BASE} + 4]
     wrmsr
-1:  ret
+    jmp sandbox_gate_host_table
+1:  mov eax, [rdi + {HOST_FS_BASE}]
+    mov edx, [rdi + {HOST_FS_BASE} + 4]
+    wrmsr
+    jmp 2b
 
 // NMI, machine check, debug: what may come at any instruction.
 sandbox_gate_unmaskable:
@@ -202,11 +202,13 @@ sandbox_gate_fatal:
     mov rsp, [rdi + {HOST_RSP}]
     and rsp, -16
     mov ecx, {IA32_FS_BASE}
-    mov r8, [rdi + {HOST_FS_BASE}]
-    call sandbox_gate_set_base
+    mov eax, [rdi + {HOST_FS_BASE}]
+    mov edx, [rdi + {HOST_FS_BASE} + 4]
+    wrmsr
     mov ecx, {IA32_GS_BASE}
-    mov r8, [rdi + {HOST_GS_BASE}]
-    call sandbox_gate_set_base
+    mov eax, [rdi + {HOST_GS_BASE}]
+    mov edx, [rdi + {HOST_GS_BASE} + 4]
+    wrmsr
     cld
     lidt [rdi + {HOST_IDTR}]
     call {fatal}

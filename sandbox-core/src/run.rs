@@ -238,20 +238,27 @@ impl<H: Host, A: Arch> Sandbox<'_, H, A> {
     ///
     /// The same code for calls of all types: the host's handler is not to wait for what tells them apart.
     #[inline(never)]
-    fn enter(&mut self, state: A::InterruptState) -> Result<Trap<A::Interrupt>, Error> {
+    fn enter(&mut self, state: A::InterruptState) -> Result<Trap<()>, Error> {
         let trap = self.enter_masked(state);
         if let Some(cancel) = self.limits.cancel {
             cancel.leave();
         }
-        if let Ok(Trap::Interrupt(interrupt)) = trap {
-            // The host's handler may bring stale translations back.
-            self.spurious.reset();
-            // SAFETY: (1) from the `enter` just above, interrupts masked since; (2) `state` is how the caller's were.
-            unsafe { A::forward(interrupt, state) };
-        } else {
-            // SAFETY: (1) from `mask_interrupts` in the same thread.
-            unsafe { A::restore_interrupts(state) };
-        }
+        let trap = match trap {
+            Ok(Trap::Interrupt(interrupt)) => {
+                // The host's handler may bring stale translations back.
+                self.spurious.reset();
+                // SAFETY: (1) from the `enter` just above, interrupts masked since; (2) `state` is how the caller's were.
+                unsafe { A::forward(interrupt, state) };
+                return Ok(Trap::Interrupt(()));
+            }
+            Ok(Trap::Returned) => Ok(Trap::Returned),
+            Ok(Trap::HostCall(number)) => Ok(Trap::HostCall(number)),
+            Ok(Trap::Again) => Ok(Trap::Again),
+            Ok(Trap::Fault) => Ok(Trap::Fault),
+            Err(error) => Err(error),
+        };
+        // SAFETY: (1) from `mask_interrupts` in the same thread.
+        unsafe { A::restore_interrupts(state) };
         trap
     }
 
