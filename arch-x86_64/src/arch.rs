@@ -132,11 +132,13 @@ unsafe impl Arch for X86_64 {
             let closures = Closed::close(state, registers)?;
             load(state, registers, interrupts);
             let frame = gate::sandbox_gate_enter(state, roots.view[0]);
-            if (*state).pending != 0 {
-                return Ok(attend(state, frame, roots, closures, registers, interrupts));
-            }
-            (*state).closed.open(closures, registers, false);
-            Ok(store(state, frame, registers))
+            let end = if (*state).pending != 0 {
+                attend(state, frame, roots, closures, registers, interrupts)
+            } else {
+                (*state).closed.open(closures, registers, false);
+                store(state, frame, registers)
+            };
+            Ok(end.trap(registers))
         }
     }
 
@@ -182,23 +184,46 @@ unsafe fn load(state: *mut State, registers: &Registers, interrupts: bool) {
 ///
 /// 1. `state` is this CPU's; `frame` is what the gate returned, and interrupts have been masked since.
 #[inline(always)]
-unsafe fn store(state: *mut State, frame: *const crate::Frame, registers: &mut Registers) -> Trap<u8> {
+unsafe fn store(state: *mut State, frame: *const crate::Frame, registers: &mut Registers) -> End {
     // SAFETY: (1): the frame is on one of the gate's stacks.
     unsafe {
         let vector = (*frame).vector as u8;
         if vector == gate::CALL_VECTOR && (*frame).rax == 0 {
-            return Trap::Returned;
+            return End::Returned;
         }
         registers.frame.copy_from(frame);
         registers.fs_base = (*state).fs_base;
         registers.gs_base = (*state).gs_base;
         match vector {
-            FIRST_INTERRUPT.. => Trap::Interrupt(vector),
-            gate::CALL_VECTOR => Trap::HostCall((*frame).rax),
+            FIRST_INTERRUPT.. => End::Interrupt,
+            gate::CALL_VECTOR => End::HostCall,
             _ => {
                 registers.cr2 = (*state).cr2;
-                Trap::Fault
+                End::Fault
             }
+        }
+    }
+}
+
+/// How a run ended. The registers say the rest: a [`Trap`], which is too large for a register, would have to go through memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Returned,
+    HostCall,
+    Interrupt,
+    Again,
+    Fault,
+}
+
+impl End {
+    #[inline(always)]
+    fn trap(self, registers: &Registers) -> Trap<u8> {
+        match self {
+            End::Returned => Trap::Returned,
+            End::HostCall => Trap::HostCall(registers.frame.rax),
+            End::Interrupt => Trap::Interrupt(registers.frame.vector as u8),
+            End::Again => Trap::Again,
+            End::Fault => Trap::Fault,
         }
     }
 }
@@ -218,7 +243,7 @@ unsafe fn attend(
     closures: Closures,
     registers: &mut Registers,
     interrupts: bool,
-) -> Trap<u8> {
+) -> End {
     // SAFETY: (1): the host's table is loaded, so that nobody else writes the word from here on. The frame of an entry that did
     // not begin is still loaded.
     unsafe {
@@ -237,18 +262,16 @@ unsafe fn attend(
         }
         let debugged = pending & PENDING_DEBUG != 0;
         (*state).closed.open(closures, registers, debugged);
-        let mut trap = Trap::Again;
+        let mut end = End::Again;
         if !frame.is_null() {
-            trap = match store(state, frame, registers) {
-                Trap::Fault if matches!((*frame).vector as u8, NMI | MACHINE_CHECK) => Trap::Again,
-                trap => trap,
+            end = match store(state, frame, registers) {
+                End::Fault if matches!((*frame).vector as u8, NMI | MACHINE_CHECK) => End::Again,
+                end => end,
             };
         }
         let mut host = None;
         if debugged {
-            (host, trap) = debugged_by(state, frame, breakpoints, registers, trap);
-        } else if !frame.is_null() {
-            (*state).quiet = 0;
+            (host, end) = debugged_by(state, frame, breakpoints, registers, end);
         }
 
         // In this order: the `iretq` of another handler would unblock NMIs, and the next could hit the handler of this one.
@@ -261,17 +284,17 @@ unsafe fn attend(
         if let Some(dr6) = host {
             debug::report(dr6);
             // An interrupt must be forwarded on this CPU, so nothing may come before it.
-            deliver(gate::DEBUG, interrupts && !matches!(trap, Trap::Interrupt(_)));
+            deliver(gate::DEBUG, interrupts && end != End::Interrupt);
             interrupts::disable();
         }
         if pending & PENDING_STEP != 0 {
             debug::set_trap_flag();
         }
-        trap
+        end
     }
 }
 
-/// Tells the debug exceptions of a run apart: what DR6 has to be for the host's handler, if one was the host's, and the trap.
+/// Tells the debug exceptions of a run apart: what DR6 has to be for the host's handler, if one was the host's, and how it ended.
 ///
 /// # Safety
 ///
@@ -281,19 +304,21 @@ unsafe fn debugged_by(
     frame: *const crate::Frame,
     breakpoints: Option<Breakpoints>,
     registers: &mut Registers,
-    trap: Trap<u8>,
-) -> (Option<u64>, Trap<u8>) {
+    end: End,
+) -> (Option<u64>, End) {
     // SAFETY: (1).
     let dr6 = unsafe { core::mem::take(&mut (*state).dr6) };
     let events = Events::of(breakpoints.as_ref(), dr6);
     if breakpoints.is_none() {
         debug::forget_step();
     }
-    // SAFETY: (1).
-    unsafe { (*state).quiet = if frame.is_null() { events.enabled } else { 0 } };
+    if frame.is_null() {
+        // SAFETY: (1).
+        unsafe { (*state).quiet = events.enabled };
+    }
     // SAFETY: (1).
     if frame.is_null() || unsafe { (*frame).vector } != DEBUG {
-        return (events.host, trap);
+        return (events.host, end);
     }
     registers.dr6 = dr6;
     if registers.frame.cs & RING == 0 {
@@ -301,13 +326,13 @@ unsafe fn debugged_by(
         // SS that a breakpoint watched (SDM 3, section 7.8.3). The sandbox ends with the instruction.
         let lost = &mut registers.frame;
         (lost.rip, lost.cs, lost.rflags, lost.rsp, lost.ss) = (0, 0, 0, 0, 0);
-        return (events.host, Trap::Fault);
+        return (events.host, End::Fault);
     }
     if events.execution {
         // The host's handler does this to its own frame, or the instruction would never be executed.
         registers.frame.rflags |= RFlags::RESUME_FLAG.bits();
     }
-    (events.host, if events.own { Trap::Fault } else { Trap::Again })
+    (events.host, if events.own { End::Fault } else { End::Again })
 }
 
 /// Lets the host's own handler run for `vector`, in kernel mode, with interrupts on or masked. They are so afterwards.

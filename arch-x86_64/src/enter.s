@@ -1,3 +1,29 @@
+// The way in. Everything from here to sandbox_gate_end is the gate: pages of its own, mapped privileged-only
+// in host and view alike.
+//
+//   sandbox_gate_enter(rdi = State, rsi = root of the view) -> rax = Frame, or 0
+//
+//   interrupts are masked, the host's tables are loaded
+//   | 1  the host's callee-saved registers and flags go onto its stack. The trap flag is among them? Then back
+//   |    at once: the host does not step through here
+//   | 2  rsp, CR0, CR3, IDTR, LDTR, the data selectors and the FS and GS bases go into State: all that the way
+//   |    back restores
+//   | 3  lidt: the gate's exception table
+//   v--- sandbox_gate_window: an NMI, machine check or debug exception from here on finds the gate's table. It calls
+//   |    the entry off: the way back is complete, and the frame and the host's copy of the sandbox's registers are
+//   |    untouched by what follows
+//   | 4  the sandbox's FS and GS bases; floating point traps; no local descriptor table
+//   | 5  rsp = the frame; the view's root; the general registers
+//   | 6  iretq: unprivileged
+//   ^--- sandbox_gate_window_end
+//
+// The stack is never used between 3 and 6 except to pop the frame, so rsp may be anything: NMI, machine check and debug
+// exceptions have stacks of their own, and nothing else can arrive. Breakpoints on the gate are not armed (debug.rs), and what
+// the host watches elsewhere is not touched between the two labels, so a debug exception there is one that nobody foresaw, or
+// the first step of a trap flag that an NMI handler of the host's has set after 1.
+//
+// docs/windows-x86_64.md goes through it instruction by instruction.
+
 .section .text.sandbox_gate, "ax", @progbits
 .balign 4096
 .global sandbox_gate_start

@@ -1,3 +1,28 @@
+// The way out.
+//
+//   the CPU has switched to the stack that the vector's gate names and pushed ss, rsp, rflags, cs, rip
+//   | 1  the vector's stub pushes an error code if the CPU didn't, and the vector
+//   | 2  all general registers are pushed: the Frame is complete, and [rsp + FRAME_SIZE] is the State. After a page
+//   |    fault CR2 is kept.
+//   |    From privileged code? NMI, machine check, debug: see below. Anything else is fatal
+//   | 3  sandbox_gate_leave: the host's root, CR0, stack and flags (so DF, AC, NT and the like are the host's
+//   |    again), its local descriptor table, selectors and bases
+//   | 4  lidt: the host's exception table. From here on the host's own handlers take everything
+//   v 5  the callee-saved registers; returns the frame
+//
+// The host's stack is used only after the host's root is loaded, and the flags of what was deferred are read by the caller, after
+// 4: an NMI that comes before 4 sets its flag, one that comes later is the host's.
+//
+// NMI, machine check and debug exceptions set their flags wherever they come from, since the host's handlers run only after 4.
+// One that arrives in the gate itself must not reach the host there, and must not execute iretq, which would unblock NMIs while
+// this one's frame is still in use. In the entry window it leaves as if the entry had never begun. Elsewhere it goes back to
+// what it interrupted with popfq and ret, whose operands it writes below that code's rsp: in the gate's stacks there is room, and
+// on the host's stack nothing lies below the rsp that the entry saved.
+//
+// A debug exception clears DR7 before anything else, so that it is the only one until the host's table is back. That it comes from
+// the gate is possible all the same: behind a load of SS in the sandbox, at the first instruction of another vector's stub; and
+// where the host's stack is read, which a host may watch.
+
 .macro sandbox_gate_push
     push rax
     push rbx

@@ -36,7 +36,8 @@ pub struct Frame {
 
 #[cfg(target_os = "none")]
 impl Frame {
-    /// Makes this frame a copy of `from`: one short instruction, where an assignment would call a routine.
+    /// Makes this frame a copy of `from`, but for SS, which is always the same: one short instruction, where an assignment would
+    /// call a routine.
     ///
     /// # Safety
     ///
@@ -47,7 +48,7 @@ impl Frame {
         unsafe {
             core::arch::asm!(
                 "rep movsq",
-                inout("rcx") size_of::<Frame>() / size_of::<u64>() => _,
+                inout("rcx") offset_of!(Frame, ss) / size_of::<u64>() => _,
                 inout("rdi") &raw mut *self => _,
                 inout("rsi") from => _,
                 options(nostack, preserves_flags),

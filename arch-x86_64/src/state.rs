@@ -1,40 +1,55 @@
 //! The register table: every piece of CPU state that unprivileged code can read, change or be affected by, and what a run does
 //! with it.
 //!
-//! | state | on entry | on exit | where |
-//! | --- | --- | --- | --- |
-//! | general registers, RIP, RSP | the sandbox's; zero at the start of a call except argument and function | callee-saved ones popped, the rest the compiler's | enter.s, exit.s |
-//! | RFLAGS: arithmetic flags, DF, AC, TF | the sandbox's own; clear at the start of a call | popfq of the host's | enter.s, exit.s |
-//! | RFLAGS: IF | the caller's | as the caller had it | [`sandbox_flags`] |
-//! | RFLAGS: IOPL, NT, RF, VM, VIF, VIP, ID | clear | popfq of the host's | [`sandbox_flags`] |
-//! | CS, SS | the gate's own flat ring-3 segments, every time | loaded by the exception; SS is null, as the CPU leaves it | enter.s |
-//! | DS, ES, FS, GS selectors | what of the host's iretq lets through | compared with the host's, reloaded if changed | exit.s |
-//! | FS and GS base | the sandbox's own, zero at first | the host's, before its exception table is back | enter.s, exit.s |
-//! | KERNEL_GS_BASE | out of reach: swapgs is privileged, and the gate never executes it | - | - |
-//! | CR3 | the view | the host's, read at this entry | enter.s, exit.s |
-//! | IDTR | the gate's table | the host's, read at this entry | enter.s, exit.s |
-//! | CR2 | a host address may be there; not readable | what the sandbox's last fault left; only a #PF handler reads it | exit.s |
-//! | GDTR, TR | the host's, installed by `start_cpu`; GDTR is checked at each entry | unchanged | arch.rs |
-//! | LDTR | null | the host's, before its selectors, which may name entries of that table | enter.s, exit.s |
-//! | I/O permissions | none: IOPL 0, and the task state's limit ends before any bitmap, whose base `start_cpu` moves if it is lower | - | start.rs |
-//! | SYSCALL | undefined: EFER.SCE is cleared if the host had it at `start_cpu` | EFER back | [`Closed`] |
-//! | SYSENTER | general protection: IA32_SYSENTER_CS is 0 during the run if it wasn't at `start_cpu` | back | [`Closed`] |
-//! | x87, MMX, SSE, AVX, AVX-512, MXCSR | CR0.TS and MP are set: the first use traps | CR0 back | [`Closed`] |
-//! | MPX, AMX, APX, and whatever else XCR0 enables that CR0.TS does not guard | refused by `start_cpu` | - | probe.rs |
-//! | PKRU | the sandbox's own (0 at first), if CR4.PKE | the host's | [`Closed`] |
-//! | DR0 to DR7 | DR7 cleared if anything was armed: the host's breakpoints don't fire in the run or the gate | DR7 back | [`Closed`] |
-//! | DR6 | - | BS, set by the sandbox's own single step, is cleared | arch.rs |
-//! | TSC, TSC_AUX, CPUID, XGETBV, RDPMC, RDRAND | as the host configured them (CR4.TSD, CR4.PCE) | read-only | - |
-//! | SGDT, SIDT, SLDT, STR, SMSW | as the host configured them (CR4.UMIP) | read-only; they name the gate's addresses | - |
-//! | MONITOR/MWAIT, VMCALL, UMWAIT | undefined or bounded by the host's settings; an interrupt ends any wait | - | - |
-//! | TLB | entries of the view are not global: the next root switch drops them. The host's global ones are dropped (CR4.PGE is off during runs) on a CPU where one has made a spurious fault | CR4 back | [`Closed`] |
+//! | state | on entry | on exit | where | shown by |
+//! | --- | --- | --- | --- | --- |
+//! | general registers, RIP, RSP | the sandbox's; zero at the start of a call except argument and function | callee-saved ones popped, the rest the compiler's | enter.s, exit.s | `state::general_registers_are_clear_at_entry`, `no_general_register_holds_a_value_of_the_hosts`, `callee_saved_registers_are_kept` |
+//! | RFLAGS: arithmetic flags, DF, AC | the sandbox's own; clear at the start of a call | popfq of the host's | enter.s, exit.s | `state::what_a_sandbox_changes_stays_there` |
+//! | RFLAGS: TF | the sandbox's own; the host's is off in the gate | set again after the host's table is back | enter.s, [`debug`] | `instructions::a_single_step_ends_the_sandbox`, `debug::a_host_can_step_over_calls` |
+//! | RFLAGS: RF | the sandbox's, so that it gets past a breakpoint of the host's | popfq, which clears it | [`sandbox_flags`], arch.rs | `debug::a_breakpoint_on_an_instruction_is_the_hosts` |
+//! | RFLAGS: IF | the caller's | as the caller had it | [`sandbox_flags`] | `interrupts::a_masked_caller_has_its_sandbox_masked` |
+//! | RFLAGS: IOPL, NT, VM, VIF, VIP, ID | clear | popfq of the host's | [`sandbox_flags`] | `state::what_a_sandbox_changes_stays_there`, unit test here |
+//! | CS, SS | the gate's own flat ring-3 segments, every time | loaded by the exception; SS is null, as the CPU leaves it | enter.s | `state::what_a_sandbox_changes_stays_there`, `instructions::privileged_ones_end_the_sandbox` |
+//! | DS, ES, FS, GS selectors | what of the host's iretq lets through | compared with the host's, reloaded if changed | exit.s | `state::what_a_sandbox_changes_stays_there_where_the_host_uses_it` |
+//! | FS and GS base | the sandbox's own, zero at first | the host's, before its exception table is back | enter.s, exit.s | `state::other_registers_are_clear_where_the_host_uses_them`, `the_thread_base_is_not_the_hosts` |
+//! | KERNEL_GS_BASE | out of reach: swapgs is privileged, and the gate never executes it | - | - | `instructions::privileged_ones_end_the_sandbox` |
+//! | CR3 | the view | the host's, read at this entry | enter.s, exit.s | audit of every case |
+//! | IDTR | the gate's table | the host's, read at this entry | enter.s, exit.s | audit; docs/windows-x86_64.md |
+//! | CR2 | a host address may be there; not readable | what the sandbox's last fault left; only a #PF handler reads it | exit.s | `instructions::privileged_ones_end_the_sandbox` |
+//! | GDTR, TR | the host's, installed by `start_cpu`; both are checked at each entry | unchanged | arch.rs | `forwarding::a_replaced_task_state_is_refused` |
+//! | LDTR | null | the host's, before its selectors, which may name entries of that table | enter.s, exit.s | `instructions::privileged_ones_end_the_sandbox` (selectors 4, 0xf, 0xfff7) |
+//! | I/O permissions | none: IOPL 0, and the task state's limit ends before any bitmap, whose base `start_cpu` moves if it is lower | - | start.rs | `instructions::privileged_ones_end_the_sandbox` (in, out) |
+//! | SYSCALL | undefined: EFER.SCE is cleared if the host had it at `start_cpu` | EFER back | [`Closed`] | `instructions::system_calls_end_the_sandbox` |
+//! | SYSENTER | general protection: IA32_SYSENTER_CS is 0 during the run if it wasn't at `start_cpu` | back | [`Closed`] | `instructions::system_calls_end_the_sandbox` |
+//! | x87, MMX, SSE, AVX, AVX-512, MXCSR | CR0.TS and MP are set in the entry window: the first use traps. No code of the host's runs with it, not even an NMI handler | CR0 back in the gate | enter.s, exit.s | `instructions::floating_point_ends_the_sandbox_where_the_host_uses_it` |
+//! | MPX, AMX, APX, and whatever else XCR0 enables that CR0.TS does not guard | refused by `start_cpu` | - | probe.rs | review: probe.rs |
+//! | PKRU | the sandbox's own (0 at first), if CR4.PKE | the host's | [`Closed`] | `state::other_registers_are_clear_where_the_host_uses_them`, `what_a_sandbox_changes_stays_there` |
+//! | DR0 to DR3 | the host's: not readable; what hits in the run is the host's | unchanged | [`debug`] | `debug::a_breakpoint_on_data_is_the_hosts` and the others there |
+//! | DR6 | cleared if breakpoints are armed and something was in it | as the host left it, with what hit in the run when its handler is called; BS of the sandbox's own step never | [`debug`] | `debug::the_debug_status_comes_back` |
+//! | DR7 | the host's, without breakpoints on the gate; GD is refused | the host's | [`debug`] | `debug::a_breakpoint_in_the_gate_stops_nothing`, `guarded_debug_registers_are_respected` |
+//! | DEBUGCTL.BTF | off, if the host's TF is on | back | [`debug`] | review: without TF it has no meaning to the host; a step of the sandbox's clears it, as any debug exception does |
+//! | DEBUGCTL.LBR, LASTBRANCH | the host's: the records fill with the sandbox's branches, which tell the host nothing that it could be hurt by | - | - | review: unprivileged code can't read them (rdmsr) |
+//! | DEBUGCTL.TR, BTS, BTINT, PEBS, DS area | the host's, if it samples at ring 3. The DS area is not in the view: a store there faults, and the fault ends the sandbox (SDM 3, section 18.4.9.4 wants it mapped in every address space) | - | - | review: a host that samples must exclude sandboxes (BTS_OFF_USR) |
+//! | DEBUGCTL.BLD, RTM | a bus lock's or a transaction's debug exception ends the sandbox | DR6 back to its fixed ones | [`debug`] | review |
+//! | performance counters | count on as the host configured them; their interrupt is forwarded | - | - | review: RDPMC is below |
+//! | TSC, TSC_AUX, CPUID, XGETBV, RDPMC, RDRAND | as the host configured them (CR4.TSD, CR4.PCE) | read-only | - | `instructions::privileged_ones_end_the_sandbox` (rdpmc) |
+//! | SGDT, SIDT, SLDT, STR, SMSW | as the host configured them (CR4.UMIP) | read-only; they name the gate's addresses | - | review |
+//! | MONITOR/MWAIT, VMCALL, UMWAIT | undefined or bounded by the host's settings; an interrupt ends any wait | - | - | `instructions::illegal_ones_end_the_sandbox` |
+//! | TLB | entries of the view are not global: the next root switch drops them. The host's global ones are dropped (CR4.PGE is off during runs) on a CPU where one has made a spurious fault | CR4 back | [`Closed`] | review: no emulator keeps stale entries on purpose |
+//!
+//! The names are cases of the conformance suite, by file; its audit compares all state that can be read before and after each.
 
+#[cfg(target_os = "none")]
 use sandbox_core::Error;
 use x86_64::registers::control::{Cr4, Cr4Flags, Efer, EferFlags};
 use x86_64::registers::rflags::RFlags;
 
-use crate::debug::{self, Breakpoints, read_dr7};
+use crate::debug::Breakpoints;
+#[cfg(target_os = "none")]
+use crate::debug::{self, read_dr7};
+#[cfg(target_os = "none")]
 use crate::gate::{self, State};
+#[cfg(target_os = "none")]
 use crate::registers::Registers;
 
 /// Flags of the sandbox's that a resumed run keeps.
@@ -162,6 +177,7 @@ pub(crate) struct Closed {
     breakpoints: Breakpoints,
 }
 
+#[cfg(target_os = "none")]
 impl Closed {
     /// Closes what the host has open. Returns what that was. When it fails, nothing is closed.
     ///
@@ -176,7 +192,7 @@ impl Closed {
         let dr7 = read_dr7();
         if debug::is_armed(dr7) {
             // SAFETY: (2).
-            let (quiet, ranges) = unsafe { ((*state).quiet, gate::ranges(state)) };
+            let (quiet, ranges) = unsafe { (core::mem::take(&mut (*state).quiet), gate::ranges(state)) };
             closed.breakpoints = Breakpoints::prepare(dr7, quiet, ranges)?;
             closures.set_if(Closures::BREAKPOINTS, true);
         }
