@@ -5,14 +5,16 @@ use core::ptr::NonNull;
 use sandbox_core::arch::{Cause, FatalHook, Memory, Start, Trap, VectorArea, ViewRoots};
 use sandbox_core::{Arch, Error, Frame, Page, PageRange, VirtAddr};
 use x86_64::instructions::interrupts;
-use x86_64::instructions::tables::sgdt;
+use x86_64::registers::rflags::RFlags;
 
+use crate::debug::{self, Breakpoints, Events};
 use crate::format::LongMode;
-use crate::gate::{self, FIRST_INTERRUPT, Gate, MACHINE_CHECK, NMI, PENDING_MACHINE_CHECK, PENDING_NMI, State};
+use crate::gate::{self, FIRST_INTERRUPT, Gate, MACHINE_CHECK, NMI, State, TableRegister};
+use crate::gate::{PENDING_DEBUG, PENDING_MACHINE_CHECK, PENDING_NMI, PENDING_STEP};
 use crate::registers::Registers;
 use crate::start::{self, CpuConfig};
-use crate::state::{Closed, sandbox_flags};
-use crate::vectors::{self, sandbox_vectors_enter};
+use crate::state::{Closed, Closures, sandbox_flags};
+use crate::vectors;
 
 /// The x86-64 backend.
 #[derive(Clone, Copy, Debug)]
@@ -23,9 +25,9 @@ pub struct X86_64 {
 /// Vectors whose decoding needs more than the frame.
 const DEBUG: u64 = gate::DEBUG as u64;
 const GENERAL_PROTECTION: u64 = 13;
-const PAGE_FAULT: u64 = 14;
-/// DR6.BS: a single step (SDM 3, section 19.2.3).
-const DR6_SINGLE_STEP: u64 = 1 << 14;
+const PAGE_FAULT: u64 = gate::PAGE_FAULT as u64;
+/// The bits of a selector in which it says its ring.
+const RING: u64 = 0b11;
 
 // SAFETY:
 // 1. and 2. The protocol of enter.s and exit.s, under the table that only the gate's stubs are in.
@@ -107,6 +109,7 @@ unsafe impl Arch for X86_64 {
         registers.frame.rsi = start.function.0;
     }
 
+    #[inline]
     unsafe fn enter(
         &self,
         gate: NonNull<Gate>,
@@ -147,11 +150,11 @@ unsafe impl Arch for X86_64 {
         crate::diagnose::diagnose(self.format, registers, memory)
     }
 
+    #[inline]
     unsafe fn forward(vector: u8, interrupts: bool) {
         if interrupts {
-            // SAFETY: (1) the interrupt was accepted by the CPU and no handler has run for it: this is its delivery. The code
-            // there is a function of the C convention; handlers keep all registers.
-            unsafe { core::arch::asm!("call {}", in(reg) gate::forward(vector), clobber_abi("C")) };
+            // SAFETY: (1) the interrupt was accepted by the CPU and no handler has run for it: this is its delivery.
+            unsafe { deliver(vector, true) };
         }
     }
 
@@ -159,6 +162,9 @@ unsafe impl Arch for X86_64 {
         VirtAddr(registers.frame.rip)
     }
 }
+
+/// The vector registers of a run that has any: where they wait, and what of them this CPU has.
+type Vectors<'v> = Option<(&'v VectorArea, u32)>;
 
 impl X86_64 {
     /// Runs a sandbox, with vector registers if there is a place for them.
@@ -173,7 +179,7 @@ impl X86_64 {
         registers: &mut Registers,
         roots: &ViewRoots,
         interrupts: bool,
-        vectors: Option<(&VectorArea, u32)>,
+        vectors: Vectors<'_>,
     ) -> Result<Trap<u8>, Error> {
         let state = start::state(gate);
         if !self.format.is_canonical(registers.frame.rip) {
@@ -184,34 +190,50 @@ impl X86_64 {
         }
         // SAFETY: (1): `state` is this CPU's and nobody else's until interrupts are on again; `load` puts a frame
         // with a canonical `rip` and the host's selectors and flags into it; the root is a view's.
-        let frame = unsafe {
-            if sgdt().base.as_u64() != (*state).gdt_base {
+        unsafe {
+            if descriptor_table() != (*state).gdt_base {
                 return Err(Error::TablesReplaced);
+            }
+            if task() != (*state).task {
+                return Err(Error::TaskStateReplaced);
             }
             if registers.frame.vector == PAGE_FAULT {
                 // The run goes on after a page fault that its tables don't explain.
                 (*state).closures.forget_global_pages();
             }
+            let closures = Closed::close(state, registers)?;
             load(state, registers, interrupts);
-            let closed = Closed::close((*state).closures, registers, vectors.is_some());
-            let frame = match vectors {
-                None => gate::sandbox_gate_enter(state, roots.view[0]),
-                Some((area, components)) => {
-                    sandbox_vectors_enter(state, roots.view[0], area.sandbox, area.host, components)
-                }
+            let frame = pass(state, roots, vectors);
+            let end = if (*state).pending != 0 {
+                attend(state, frame, roots, vectors, closures, registers, interrupts)
+            } else {
+                (*state).closed.open(closures, registers, false);
+                store(state, frame, registers)
             };
-            if !frame.is_null() && (*frame).vector == DEBUG {
-                // While nothing is armed: the host may guard the debug registers.
-                registers.dr6 = take_dr6();
+            Ok(end.trap(registers))
+        }
+    }
+}
+
+/// Goes through the gate. Returns the frame that holds the sandbox's registers, or null if the entry was called off.
+///
+/// # Safety
+///
+/// 1. As [`X86_64::run`]; the state is loaded, and what must be closed is.
+#[inline(always)]
+unsafe fn pass(state: *mut State, roots: &ViewRoots, vectors: Vectors<'_>) -> *const crate::Frame {
+    // SAFETY: (1).
+    unsafe {
+        match vectors {
+            None => {
+                (*state).cr0_trap = gate::CR0_TRAP;
+                gate::sandbox_gate_enter(state, roots.view[0])
             }
-            closed.open(registers);
-            frame
-        };
-        // SAFETY: as above.
-        let trap = unsafe { store(state, frame, registers) };
-        // SAFETY: interrupts are masked and the host's own table is loaded.
-        unsafe { deliver_pending(state) };
-        Ok(trap)
+            Some((area, components)) => {
+                (*state).cr0_trap = 0;
+                vectors::enter(state, roots.view[0], area, components)
+            }
+        }
     }
 }
 
@@ -220,11 +242,12 @@ impl X86_64 {
 /// # Safety
 ///
 /// 1. `state` is this CPU's, interrupts are masked.
+#[inline(always)]
 unsafe fn load(state: *mut State, registers: &Registers, interrupts: bool) {
     // SAFETY: (1).
     unsafe {
         let frame = &raw mut (*state).exit.frame;
-        *frame = registers.frame;
+        (*frame).copy_from(&registers.frame);
         (*frame).cs = (*state).user_code.into();
         (*frame).ss = (*state).user_data.into();
         (*frame).rflags = sandbox_flags(registers.frame.rflags, interrupts);
@@ -238,63 +261,187 @@ unsafe fn load(state: *mut State, registers: &Registers, interrupts: bool) {
 /// # Safety
 ///
 /// 1. `state` is this CPU's; `frame` is what the gate returned, and interrupts have been masked since.
-unsafe fn store(state: *mut State, frame: *const crate::Frame, registers: &mut Registers) -> Trap<u8> {
-    // SAFETY: (1): the frame is null or on one of the gate's stacks.
+#[inline(always)]
+unsafe fn store(state: *mut State, frame: *const crate::Frame, registers: &mut Registers) -> End {
+    // SAFETY: (1): the frame is on one of the gate's stacks.
     unsafe {
-        if frame.is_null() {
-            return Trap::Again;
-        }
         let vector = (*frame).vector as u8;
         if vector == gate::CALL_VECTOR && (*frame).rax == 0 {
-            return Trap::Returned;
+            return End::Returned;
         }
-        registers.frame = *frame;
+        registers.frame.copy_from(frame);
         registers.fs_base = (*state).fs_base;
         registers.gs_base = (*state).gs_base;
-        registers.cr2 = (*state).cr2;
         match vector {
-            gate::CALL_VECTOR => Trap::HostCall((*frame).rax),
-            NMI => {
-                (*state).pending |= PENDING_NMI;
-                Trap::Again
+            FIRST_INTERRUPT.. => End::Interrupt,
+            gate::CALL_VECTOR => End::HostCall,
+            _ => {
+                registers.cr2 = (*state).cr2;
+                End::Fault
             }
-            MACHINE_CHECK => {
-                (*state).pending |= PENDING_MACHINE_CHECK;
-                Trap::Again
-            }
-            FIRST_INTERRUPT.. => Trap::Interrupt(vector),
-            _ => Trap::Fault,
         }
     }
 }
 
-/// Lets the host handle an NMI or machine check that the gate received: in kernel mode with interrupts masked, as it would have
-/// been without the HAL. A hardware NMI stays blocked until the host's own handler returns.
+/// How a run ended. The registers say the rest: a [`Trap`], which is too large for a register, would have to go through memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Returned,
+    HostCall,
+    Interrupt,
+    Again,
+    Fault,
+}
+
+impl End {
+    #[inline(always)]
+    fn trap(self, registers: &Registers) -> Trap<u8> {
+        match self {
+            End::Returned => Trap::Returned,
+            End::HostCall => Trap::HostCall(registers.frame.rax),
+            End::Interrupt => Trap::Interrupt(registers.frame.vector as u8),
+            End::Again => Trap::Again,
+            End::Fault => Trap::Fault,
+        }
+    }
+}
+
+/// After a run in which something came that may come at any instruction, or that the host's single-stepping kept from beginning:
+/// finds out what the sandbox did, and lets the host handle what is the host's.
 ///
 /// # Safety
 ///
-/// 1. `state` is this CPU's, interrupts are masked, the host's exception table is loaded.
-unsafe fn deliver_pending(state: *mut State) {
-    // SAFETY: (1): after the host's table is loaded nobody else writes the word. The host's handlers may run at any time.
+/// 1. As [`Arch::enter`], in which the gate returned `frame` and `closures` is what was closed for it.
+#[cold]
+#[inline(never)]
+unsafe fn attend(
+    state: *mut State,
+    mut frame: *const crate::Frame,
+    roots: &ViewRoots,
+    vectors: Vectors<'_>,
+    closures: Closures,
+    registers: &mut Registers,
+    interrupts: bool,
+) -> End {
+    // SAFETY: (1): the host's table is loaded, so that nobody else writes the word from here on. The frame of an entry that did
+    // not begin is still loaded.
     unsafe {
-        let pending = core::mem::take(&mut (*state).pending);
-        // In this order: the other handler's `iretq` would unblock NMIs, and the next could hit the handler of this one.
+        let mut pending = core::mem::take(&mut (*state).pending);
+        let breakpoints = (*state).closed.breakpoints(closures).copied();
+        if frame.is_null() && pending & PENDING_STEP != 0 && pending & (PENDING_NMI | PENDING_MACHINE_CHECK) == 0 {
+            if pending & PENDING_DEBUG != 0 {
+                // A step too late for the entry to see: only the step.
+                pending &= !PENDING_DEBUG;
+                (*state).dr6 = 0;
+                breakpoints.inspect(|breakpoints| breakpoints.rearm());
+            }
+            let enter = || pass(state, roots, vectors);
+            frame = debug::step_over((*state).has_debugctl, enter);
+            pending |= core::mem::take(&mut (*state).pending);
+        }
+        let debugged = pending & PENDING_DEBUG != 0;
+        (*state).closed.open(closures, registers, debugged);
+        let mut end = End::Again;
+        if !frame.is_null() {
+            end = match store(state, frame, registers) {
+                End::Fault if matches!((*frame).vector as u8, NMI | MACHINE_CHECK) => End::Again,
+                end => end,
+            };
+        }
+        let mut host = None;
+        if debugged {
+            (host, end) = debugged_by(state, frame, breakpoints, registers, end);
+        }
+
+        // In this order: the `iretq` of another handler would unblock NMIs, and the next could hit the handler of this one.
         if pending & PENDING_NMI != 0 {
-            core::arch::asm!("int {}", const NMI);
+            deliver(NMI, false);
         }
         if pending & PENDING_MACHINE_CHECK != 0 {
-            core::arch::asm!("int {}", const MACHINE_CHECK);
+            deliver(MACHINE_CHECK, false);
         }
+        if let Some(dr6) = host {
+            debug::report(dr6);
+            // An interrupt must be forwarded on this CPU, so nothing may come before it.
+            deliver(gate::DEBUG, interrupts && end != End::Interrupt);
+            interrupts::disable();
+        }
+        if pending & PENDING_STEP != 0 {
+            debug::set_trap_flag();
+        }
+        end
     }
 }
 
-/// Reads the debug status and removes what the sandbox's single step left in it.
-fn take_dr6() -> u64 {
-    let value: u64;
-    // SAFETY: clears a status bit that a sandbox set.
-    unsafe {
-        core::arch::asm!("mov {}, dr6", out(reg) value, options(nomem, nostack, preserves_flags));
-        core::arch::asm!("mov dr6, {}", in(reg) value & !DR6_SINGLE_STEP, options(nomem, nostack, preserves_flags));
+/// Tells the debug exceptions of a run apart: what DR6 has to be for the host's handler, if one was the host's, and how it ended.
+///
+/// # Safety
+///
+/// 1. As [`attend`].
+unsafe fn debugged_by(
+    state: *mut State,
+    frame: *const crate::Frame,
+    breakpoints: Option<Breakpoints>,
+    registers: &mut Registers,
+    end: End,
+) -> (Option<u64>, End) {
+    // SAFETY: (1).
+    let dr6 = unsafe { core::mem::take(&mut (*state).dr6) };
+    let events = Events::of(breakpoints.as_ref(), dr6);
+    if breakpoints.is_none() {
+        debug::forget_step();
     }
-    value
+    if frame.is_null() {
+        // SAFETY: (1).
+        unsafe { (*state).quiet = events.enabled };
+    }
+    // SAFETY: (1).
+    if frame.is_null() || unsafe { (*frame).vector } != DEBUG {
+        return (events.host, end);
+    }
+    registers.dr6 = dr6;
+    if registers.frame.cs & RING == 0 {
+        // The frame is the second exception's, and the sandbox's is lost. Two in a row: an instruction for it behind a load of
+        // SS that a breakpoint watched (SDM 3, section 7.8.3). The sandbox ends with the instruction.
+        let lost = &mut registers.frame;
+        (lost.rip, lost.cs, lost.rflags, lost.rsp, lost.ss) = (0, 0, 0, 0, 0);
+        return (events.host, End::Fault);
+    }
+    if events.execution {
+        // The host's handler does this to its own frame, or the instruction would never be executed.
+        registers.frame.rflags |= RFlags::RESUME_FLAG.bits();
+    }
+    (events.host, if events.own { End::Fault } else { End::Again })
+}
+
+/// Lets the host's own handler run for `vector`, in kernel mode, with interrupts on or masked. They are so afterwards.
+///
+/// # Safety
+///
+/// 1. The host's exception table is loaded, and its handler is to run now. If `interrupts`, others may run too, and the thread may
+///    be on another CPU afterwards.
+#[inline(always)]
+unsafe fn deliver(vector: u8, interrupts: bool) {
+    // SAFETY: (1). The code there is a function of the C convention; handlers keep all registers.
+    unsafe { core::arch::asm!("call {}", in(reg) gate::forward(vector, interrupts), clobber_abi("C")) };
+}
+
+/// Where GDTR points.
+#[inline(always)]
+fn descriptor_table() -> u64 {
+    let mut register = core::mem::MaybeUninit::<TableRegister>::uninit();
+    // SAFETY: writes ten bytes, of which the limit comes first.
+    unsafe {
+        core::arch::asm!("sgdt [{}]", in(reg) register.as_mut_ptr(), options(nostack, preserves_flags));
+        (&raw const (*register.as_ptr()).base).cast::<u64>().read_unaligned()
+    }
+}
+
+/// The selector in TR.
+#[inline(always)]
+fn task() -> u16 {
+    let selector: u16;
+    // SAFETY: reading TR has no effect.
+    unsafe { core::arch::asm!("str {:x}", out(reg) selector, options(nomem, nostack, preserves_flags)) };
+    selector
 }

@@ -4,19 +4,25 @@
 //   sandbox_gate_enter(rdi = State, rsi = root of the view) -> rax = Frame, or 0
 //
 //   interrupts are masked, the host's tables are loaded
-//   | 1  the host's callee-saved registers and flags go onto its stack; rsp, CR3, IDTR, LDTR, the data
-//   |    selectors and the FS and GS bases go into State: all that the way back restores
-//   | 2  lidt: the gate's exception table
-//   v--- sandbox_gate_window: an NMI or machine check from here on finds the gate's table. It calls the
-//   |    entry off: the way back is complete, and the frame and the host's copy of the sandbox's
-//   |    registers are untouched by what follows
-//   | 3  the sandbox's FS and GS bases; no local descriptor table
-//   | 4  rsp = the frame; the view's root; the general registers
-//   | 5  iretq: unprivileged
+//   | 1  the host's callee-saved registers and flags go onto its stack. The trap flag is among them? Then back
+//   |    at once: the host does not step through here
+//   | 2  rsp, CR0, CR3, IDTR, LDTR, the data selectors and the FS and GS bases go into State: all that the way
+//   |    back restores
+//   | 3  lidt: the gate's exception table
+//   v--- sandbox_gate_window: an NMI, machine check or debug exception from here on finds the gate's table. It calls
+//   |    the entry off: the way back is complete, and the frame and the host's copy of the sandbox's registers are
+//   |    untouched by what follows
+//   | 4  the sandbox's FS and GS bases; floating point traps; no local descriptor table
+//   | 5  rsp = the frame; the view's root; the general registers
+//   | 6  iretq: unprivileged
 //   ^--- sandbox_gate_window_end
 //
-// The stack is never used between 2 and 5 except to pop the frame, so rsp may be anything: NMI and machine
-// check have stacks of their own, and nothing else can arrive.
+// The stack is never used between 3 and 6 except to pop the frame, so rsp may be anything: NMI, machine check and debug
+// exceptions have stacks of their own, and nothing else can arrive. Breakpoints on the gate are not armed (debug.rs), and what
+// the host watches elsewhere is not touched between the two labels, so a debug exception there is one that nobody foresaw, or
+// the first step of a trap flag that an NMI handler of the host's has set after 1.
+//
+// docs/windows-x86_64.md goes through it instruction by instruction.
 
 .section .text.sandbox_gate, "ax", @progbits
 .balign 4096
@@ -32,7 +38,11 @@ sandbox_gate_enter:
     push r14
     push r15
     pushfq
+    test byte ptr [rsp + {FLAGS_TRAP_BYTE}], {FLAGS_TRAP_BIT}
+    jnz 6f
     mov [rdi + {HOST_RSP}], rsp
+    mov r8, cr0
+    mov [rdi + {HOST_CR0}], r8
     mov rax, cr3
     mov [rdi + {HOST_CR3}], rax
     and eax, {PAGE_MASK}            // the host's PCID, or its cache bits: the view runs with the same
@@ -59,6 +69,10 @@ sandbox_gate_window:
     wrfsbase rax
     wrgsbase rdx
 1:
+    not r8d
+    test r8b, byte ptr [rdi + {CR0_TRAP}]
+    jnz 5f
+7:
     cmp word ptr [rdi + {HOST_LDTR}], 0
     jne 4f
 3:
@@ -103,4 +117,18 @@ sandbox_gate_window:
     xor eax, eax
     lldt ax
     jmp 3b
+
+// Floating point traps from here on; after step 2, so that no code of the host's runs with it.
+5:
+    mov rax, [rdi + {HOST_CR0}]
+    or rax, [rdi + {CR0_TRAP}]
+    mov cr0, rax
+    jmp 7b
 sandbox_gate_window_end:
+
+// The host is single-stepping: not in here. Nothing has changed yet.
+6:
+    or dword ptr [rdi + {PENDING}], {PENDING_STEP}
+    add rsp, {ENTRY_PUSHES}
+    xor eax, eax
+    ret

@@ -2,23 +2,28 @@
 //
 //   the CPU has switched to the stack that the vector's gate names and pushed ss, rsp, rflags, cs, rip
 //   | 1  the vector's stub pushes an error code if the CPU didn't, and the vector
-//   | 2  all general registers are pushed: the Frame is complete, and [rsp + FRAME_SIZE] is the State
-//   |    from privileged code? An NMI or machine check: see below. Anything else is fatal
-//   | 3  sandbox_gate_leave: the host's root, CR2 kept, the host's stack and flags (so DF, AC, NT and the
-//   |    like are the host's again), its local descriptor table, selectors and bases
+//   | 2  all general registers are pushed: the Frame is complete, and [rsp + FRAME_SIZE] is the State. After a page
+//   |    fault CR2 is kept.
+//   |    From privileged code? NMI, machine check, debug: see below. Anything else is fatal
+//   | 3  sandbox_gate_leave: the host's root, CR0, stack and flags (so DF, AC, NT and the like are the host's
+//   |    again), its local descriptor table, selectors and bases
 //   | 4  lidt: the host's exception table. From here on the host's own handlers take everything
 //   v 5  the callee-saved registers; returns the frame
 //
-// The host's stack is used only after the host's root is loaded, and the flag of a deferred NMI is read by the caller, after
-// 4: an NMI that comes before 4 sets it, one that comes later is the host's.
+// The host's stack is used only after the host's root is loaded, and the flags of what was deferred are read by the caller, after
+// 4: an NMI that comes before 4 sets its flag, one that comes later is the host's.
 //
-// An NMI or machine check that arrives in the gate itself must not reach the host there, and must not
-// execute iretq, which would unblock NMIs while this one's frame is still in use. In the entry window it
-// leaves as if the entry had never begun. Elsewhere it sets a flag and goes back to what it interrupted with
-// popfq and ret, whose operands it writes below that code's rsp: in the gate's stacks there is room, and on the host's
-// stack nothing lies below the rsp that the entry saved.
+// NMI, machine check and debug exceptions set their flags wherever they come from, since the host's handlers run only after 4.
+// One that arrives in the gate itself must not reach the host there, and must not execute iretq, which would unblock NMIs while
+// this one's frame is still in use. In the entry window it leaves as if the entry had never begun. Elsewhere it goes back to
+// what it interrupted with popfq and ret, whose operands it writes below that code's rsp: in the gate's stacks there is room, and
+// on the host's stack nothing lies below the rsp that the entry saved.
+//
+// A debug exception clears DR7 before anything else, so that it is the only one until the host's table is back. That it comes from
+// the gate is possible all the same: behind a load of SS in the sandbox, at the first instruction of another vector's stub; and
+// where the host's stack is read, which a host may watch.
 
-sandbox_gate_exit:
+.macro sandbox_gate_push
     push rax
     push rbx
     push rcx
@@ -34,17 +39,30 @@ sandbox_gate_exit:
     push r13
     push r14
     push r15
+.endm
+
+sandbox_gate_page_fault:
+    sandbox_gate_push
     mov rdi, [rsp + {FRAME_SIZE}]
+    mov rax, cr2
+    mov [rdi + {CR2}], rax
+    jmp 1f
+
+sandbox_gate_exit:
+    sandbox_gate_push
+    mov rdi, [rsp + {FRAME_SIZE}]
+1:
     mov rsi, rsp
     test byte ptr [rsp + {FRAME_CS}], 3
-    jz sandbox_gate_from_privileged
+    jz sandbox_gate_fatal
 
 sandbox_gate_leave:                     // rdi = State, rsi = what to return
     mov rax, [rdi + {HOST_CR3}]
     mov cr3, rax
-    mov rax, cr2
-    mov [rdi + {CR2}], rax
-    mov rsp, [rdi + {HOST_RSP}]
+    mov rax, cr0
+    cmp rax, [rdi + {HOST_CR0}]
+    jne 22f
+23: mov rsp, [rdi + {HOST_RSP}]
     popfq
 
     // First of all segments: the host's selectors may name entries of that table.
@@ -94,42 +112,59 @@ sandbox_gate_host_table:
     jmp 4b
 21: lldt word ptr [rdi + {HOST_LDTR}]
     jmp 20b
+22: mov rax, [rdi + {HOST_CR0}]
+    mov cr0, rax
+    jmp 23b
 
 // Without FSGSBASE: selectors first, since loading one changes the base; then the bases where they are not what
 // the selector left.
 9:  mov fs, word ptr [rdi + {HOST_FS}]
     mov gs, word ptr [rdi + {HOST_GS}]
     mov ecx, {IA32_FS_BASE}
-    mov r8, [rdi + {HOST_FS_BASE}]
-    call sandbox_gate_set_base
-    mov ecx, {IA32_GS_BASE}
-    mov r8, [rdi + {HOST_GS_BASE}]
-    call sandbox_gate_set_base
-    jmp sandbox_gate_host_table
-
-// Writes r8 to the base ecx unless it is there already: reading is cheap, writing serializes.
-sandbox_gate_set_base:
     rdmsr
-    shl rdx, 32
-    or rax, rdx
-    cmp rax, r8
-    je 1f
-    mov rax, r8
-    mov rdx, r8
-    shr rdx, 32
+    cmp eax, [rdi + {HOST_FS_BASE}]
+    jne 1f
+    cmp edx, [rdi + {HOST_FS_BASE} + 4]
+    jne 1f
+2:  mov ecx, {IA32_GS_BASE}
+    rdmsr
+    cmp eax, [rdi + {HOST_GS_BASE}]
+    jne 3f
+    cmp edx, [rdi + {HOST_GS_BASE} + 4]
+    je sandbox_gate_host_table
+3:  mov eax, [rdi + {HOST_GS_BASE}]
+    mov edx, [rdi + {HOST_GS_BASE} + 4]
     wrmsr
-1:  ret
+    jmp sandbox_gate_host_table
+1:  mov eax, [rdi + {HOST_FS_BASE}]
+    mov edx, [rdi + {HOST_FS_BASE} + 4]
+    wrmsr
+    jmp 2b
 
-// rdi = State, rsi = rsp = the frame of an exception that interrupted privileged code.
-sandbox_gate_from_privileged:
+// NMI, machine check, debug: what may come at any instruction.
+sandbox_gate_unmaskable:
+    sandbox_gate_push
+    mov rdi, [rsp + {FRAME_SIZE}]
+    mov rsi, rsp
     mov eax, {PENDING_NMI}
     cmp dword ptr [rsi + {FRAME_VECTOR}], {NMI}
     je 1f
     mov eax, {PENDING_MACHINE_CHECK}
     cmp dword ptr [rsi + {FRAME_VECTOR}], {MACHINE_CHECK}
-    jne sandbox_gate_fatal
+    je 1f
+    mov eax, {DR7_CLEAR}
+    mov dr7, rax
+    mov rax, dr6
+    or [rdi + {DR6}], rax
+    mov eax, {PENDING_DEBUG}
 1:  or dword ptr [rdi + {PENDING}], eax
-    mov rax, [rsi + {FRAME_RIP}]
+    test byte ptr [rsi + {FRAME_CS}], 3
+    jnz sandbox_gate_leave
+    cmp dword ptr [rsi + {FRAME_VECTOR}], {DEBUG}
+    je 5f
+
+    // From the gate itself. In the window: called off.
+3:  mov rax, [rsi + {FRAME_RIP}]
     lea rcx, [rip + sandbox_gate_window]
     cmp rax, rcx
     jb 2f
@@ -141,6 +176,7 @@ sandbox_gate_from_privileged:
     xor esi, esi
     jmp sandbox_gate_leave
 
+    // Elsewhere: back, without iretq.
 2:  mov rax, [rsi + {FRAME_RSP}]
     mov rcx, [rsi + {FRAME_RIP}]
     mov [rax - 8], rcx
@@ -169,20 +205,35 @@ sandbox_gate_from_privileged:
     popfq
     ret
 
+    // A debug exception on top of one whose frame it has overwritten: the first came from the sandbox. What is left leads out.
+5:  mov rcx, [rsi + {FRAME_RSP}]
+    sub rcx, rsi
+    cmp rcx, {FRAME_SIZE}
+    jb sandbox_gate_leave
+    // A step of the host's: no more of them until the way back is done.
+    btr dword ptr [rsi + {FRAME_RFLAGS}], {FLAGS_TRAP}
+    jnc 3b
+    or dword ptr [rdi + {PENDING}], {PENDING_STEP}
+    jmp 3b
+
 // An exception of the gate's own: as much of the host as can be is put back, and the host is told.
 sandbox_gate_fatal:
     mov rax, cr2
     mov [rdi + {CR2}], rax
     mov rax, [rdi + {HOST_CR3}]
     mov cr3, rax
+    mov rax, [rdi + {HOST_CR0}]
+    mov cr0, rax
     mov rsp, [rdi + {HOST_RSP}]
     and rsp, -16
     mov ecx, {IA32_FS_BASE}
-    mov r8, [rdi + {HOST_FS_BASE}]
-    call sandbox_gate_set_base
+    mov eax, [rdi + {HOST_FS_BASE}]
+    mov edx, [rdi + {HOST_FS_BASE} + 4]
+    wrmsr
     mov ecx, {IA32_GS_BASE}
-    mov r8, [rdi + {HOST_GS_BASE}]
-    call sandbox_gate_set_base
+    mov eax, [rdi + {HOST_GS_BASE}]
+    mov edx, [rdi + {HOST_GS_BASE} + 4]
+    wrmsr
     cld
     lidt [rdi + {HOST_IDTR}]
     call {fatal}
@@ -202,7 +253,13 @@ sandbox_gate_stubs:
     .endif
     .byte 0x68
     .long sandbox_gate_vector
+    .if (sandbox_gate_vector == {NMI}) || (sandbox_gate_vector == {MACHINE_CHECK}) || (sandbox_gate_vector == {DEBUG})
+    jmp sandbox_gate_unmaskable
+    .elseif sandbox_gate_vector == {PAGE_FAULT}
+    jmp sandbox_gate_page_fault
+    .else
     jmp sandbox_gate_exit
+    .endif
     .set sandbox_gate_vector, sandbox_gate_vector + 1
 .endr
 

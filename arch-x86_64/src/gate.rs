@@ -21,7 +21,11 @@ use sandbox_core::{FatalReport, Syndrome};
 #[cfg(target_os = "none")]
 use sandbox_core::{PageRange, VirtAddr};
 
+#[cfg(target_os = "none")]
+use x86_64::registers::control::{Cr0Flags, Cr4Flags};
+
 use crate::registers::Frame;
+use crate::state::{Closed, Closures};
 
 /// The vector of a sandbox's return and of its host calls: the one gate that unprivileged code may use. No device can raise a
 /// vector below 16, and in 64-bit mode no instruction but `int 4` raises this one (SDM 3, section 7.15, "Interrupt 4").
@@ -29,6 +33,7 @@ pub(crate) const CALL_VECTOR: u8 = 4;
 pub(crate) const DEBUG: u8 = 1;
 pub(crate) const NMI: u8 = 2;
 pub(crate) const DOUBLE_FAULT: u8 = 8;
+pub(crate) const PAGE_FAULT: u8 = 14;
 pub(crate) const MACHINE_CHECK: u8 = 18;
 /// Vectors from here on are interrupts.
 pub(crate) const FIRST_INTERRUPT: u8 = 32;
@@ -37,6 +42,15 @@ pub(crate) const FIRST_INTERRUPT: u8 = 32;
 pub(crate) const PENDING_NMI: u32 = 1 << 0;
 /// `State::pending`: a machine check did.
 pub(crate) const PENDING_MACHINE_CHECK: u32 = 1 << 1;
+/// `State::pending`: a debug exception did, and DR7 has been cleared.
+pub(crate) const PENDING_DEBUG: u32 = 1 << 2;
+/// `State::pending`: the host is single-stepping; the entry did not begin, or the trap flag was cleared on the way.
+pub(crate) const PENDING_STEP: u32 = 1 << 3;
+
+/// What makes floating point trap. Both, so that WAIT does too (SDM 3, table 2-2).
+pub(crate) const CR0_TRAP: u64 = Cr0Flags::TASK_SWITCHED.union(Cr0Flags::MONITOR_COPROCESSOR).bits();
+// The entry looks at the lowest byte.
+const _: () = assert!(CR0_TRAP <= u8::MAX as u64);
 
 /// Bytes from one vector's stub to the next.
 pub(crate) const STUB_SIZE: usize = 16;
@@ -57,7 +71,13 @@ impl TableRegister {
     }
 }
 
-/// One of the gate's stacks. The space is for what a deferred NMI or machine check leaves below what it interrupted.
+/// RFLAGS.TF, and where it is in a flags word on the stack.
+const FLAGS_TRAP: u32 = 8;
+/// What `sandbox_gate_enter` has pushed where it tests that: six registers and the flags.
+const ENTRY_PUSHES: usize = 7 * size_of::<u64>();
+
+/// One of the gate's stacks. The space is for what a deferred NMI, machine check or debug exception leaves below what it
+/// interrupted: three words each.
 #[repr(C, align(16))]
 pub(crate) struct Stack {
     space: [u64; 16],
@@ -76,6 +96,9 @@ const _: () = assert!(offset_of!(Stack, state) == offset_of!(Stack, frame) + siz
 pub(crate) struct State {
     pub(crate) host_rsp: u64,
     pub(crate) host_cr3: u64,
+    pub(crate) host_cr0: u64,
+    /// Bits of CR0 that must be set in the run: [`CR0_TRAP`], or none if the sandbox has vector registers.
+    pub(crate) cr0_trap: u64,
     pub(crate) host_fs_base: u64,
     pub(crate) host_gs_base: u64,
     pub(crate) host_idtr: TableRegister,
@@ -91,16 +114,28 @@ pub(crate) struct State {
     /// The sandbox's.
     pub(crate) fs_base: u64,
     pub(crate) gs_base: u64,
-    /// CR2 when control left.
+    /// CR2 at the last page fault.
     pub(crate) cr2: u64,
+    /// DR6 of the run's debug exceptions, all of them.
+    pub(crate) dr6: u64,
     /// The gate's own exception table.
     pub(crate) idtr: TableRegister,
     pub(crate) user_code: u16,
     pub(crate) user_data: u16,
     /// Where the host's GDTR pointed after `start_cpu`.
     pub(crate) gdt_base: u64,
+    /// What TR held then.
+    pub(crate) task: u16,
+    /// How many pages the gate's data has, the host's task state included.
+    pub(crate) pages: u64,
+    /// Enable bits of breakpoints that hit in the last entry and are left off in the next.
+    pub(crate) quiet: u64,
     /// What runs on this CPU must close and the entry does not look for: found at `start_cpu`, or since.
-    pub(crate) closures: crate::state::Closures,
+    pub(crate) closures: Closures,
+    /// The host's values of that, during a run.
+    pub(crate) closed: Closed,
+    /// Whether the CPU has IA32_DEBUGCTL.
+    pub(crate) has_debugctl: bool,
     pub(crate) hook: FatalHook,
     pub(crate) exit: Stack,
     pub(crate) nmi: Stack,
@@ -131,6 +166,8 @@ core::arch::global_asm!(
     include_str!("exit.s"),
     HOST_RSP = const offset_of!(State, host_rsp),
     HOST_CR3 = const offset_of!(State, host_cr3),
+    HOST_CR0 = const offset_of!(State, host_cr0),
+    CR0_TRAP = const offset_of!(State, cr0_trap),
     HOST_FS_BASE = const offset_of!(State, host_fs_base),
     HOST_GS_BASE = const offset_of!(State, host_gs_base),
     HOST_IDTR = const offset_of!(State, host_idtr),
@@ -144,6 +181,7 @@ core::arch::global_asm!(
     FS_BASE = const offset_of!(State, fs_base),
     GS_BASE = const offset_of!(State, gs_base),
     CR2 = const offset_of!(State, cr2),
+    DR6 = const offset_of!(State, dr6),
     IDTR = const offset_of!(State, idtr),
     USER_DATA = const offset_of!(State, user_data),
     EXIT_FRAME = const offset_of!(State, exit) + offset_of!(Stack, frame),
@@ -157,10 +195,19 @@ core::arch::global_asm!(
     SKIP_VECTOR_AND_ERROR = const offset_of!(Frame, rip) - offset_of!(Frame, vector),
     STUB_SIZE = const STUB_SIZE,
     NMI = const NMI,
+    PAGE_FAULT = const PAGE_FAULT,
     MACHINE_CHECK = const MACHINE_CHECK,
     PENDING_NMI = const PENDING_NMI,
+    DEBUG = const DEBUG,
     PENDING_MACHINE_CHECK = const PENDING_MACHINE_CHECK,
-    CR4_FSGSBASE = const x86_64::registers::control::Cr4Flags::FSGSBASE.bits().trailing_zeros(),
+    PENDING_DEBUG = const PENDING_DEBUG,
+    PENDING_STEP = const PENDING_STEP,
+    ENTRY_PUSHES = const ENTRY_PUSHES,
+    FLAGS_TRAP = const FLAGS_TRAP,
+    FLAGS_TRAP_BYTE = const FLAGS_TRAP / u8::BITS,
+    FLAGS_TRAP_BIT = const 1 << (FLAGS_TRAP % u8::BITS),
+    DR7_CLEAR = const crate::debug::DR7_CLEAR,
+    CR4_FSGSBASE = const Cr4Flags::FSGSBASE.bits().trailing_zeros(),
     PAGE_MASK = const PAGE_SIZE - 1,
     IA32_FS_BASE = const 0xc000_0100_u32,
     IA32_GS_BASE = const 0xc000_0101_u32,
@@ -207,10 +254,25 @@ pub(crate) fn launch() -> u64 {
     VirtAddr::of(&raw const sandbox_gate_launch).0
 }
 
-/// The address of the code that lets the host handle interrupt `vector`: a function that returns with interrupts on.
+/// The address of the code that lets the host handle interrupt `vector`: a function that returns with interrupts on, or as they
+/// were (masked) if `interrupts` is false, which the handler sees in its frame.
 #[cfg(target_os = "none")]
-pub(crate) fn forward(vector: u8) -> u64 {
-    VirtAddr::of(&raw const sandbox_gate_forward).0 + u64::from(vector) * 4
+pub(crate) fn forward(vector: u8, interrupts: bool) -> u64 {
+    // Without the first instruction, which sets the flag and is a byte long.
+    VirtAddr::of(&raw const sandbox_gate_forward).0 + u64::from(vector) * 4 + u64::from(!interrupts)
+}
+
+/// The gate's code and its data on this CPU.
+///
+/// # Safety
+///
+/// 1. `state` is inside this CPU's gate.
+#[cfg(target_os = "none")]
+pub(crate) unsafe fn ranges(state: *const State) -> [PageRange; 2] {
+    let start = VirtAddr((state.addr() - offset_of!(Gate, state)) as u64).page();
+    // SAFETY: (1).
+    let pages = unsafe { (*state).pages };
+    [text(), PageRange::new(start, pages).unwrap_or(PageRange::single(start))]
 }
 
 /// Called by the gate on the host's stack, in its address space, after an exception of privileged code during a run.

@@ -2,7 +2,7 @@
 //!
 //! * `gate`, with `enter.s` and `exit.s`: how control passes, and the per-CPU data it passes through.
 //! * `start`: what is installed on each CPU, once. `probe`: what must be on or off before.
-//! * `state`: the register table, and what a run closes and opens.
+//! * `state`: the register table, and what a run closes and opens. `debug`: breakpoints and single steps.
 //! * `vectors`, with `vectors.s`: vector registers, for sandboxes that have them.
 //! * `format`: page tables. `registers`: a sandbox's registers. `diagnose`: from vector to cause.
 //!
@@ -13,6 +13,8 @@
 #[cfg(test)]
 extern crate std;
 
+#[cfg_attr(not(target_os = "none"), allow(dead_code))]
+mod debug;
 #[cfg_attr(not(target_os = "none"), allow(dead_code))]
 mod diagnose;
 mod format;

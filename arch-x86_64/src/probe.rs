@@ -20,6 +20,9 @@ const FORBIDDEN_CR4: [(u32, &str); 5] = [
     (32, "FRED (CR4.FRED)"),
 ];
 
+/// Makers of CPUs whose debug control is known.
+const DEBUGCTL_VENDORS: [&[u8; 12]; 3] = [b"GenuineIntel", b"AuthenticAMD", b"HygonGenuine"];
+
 /// CPUID 1 ECX: a hypervisor is there.
 const HYPERVISOR: u32 = 1 << 31;
 /// AMD's memory encryption: CPUID 8000_001F EAX says whether there is any (APM 3, appendix E.4.17); SYSCFG says whether it is on,
@@ -63,6 +66,14 @@ pub(crate) fn probe() -> Result<LongMode, Error> {
         }
     }
     Ok(LongMode::new(cr4 & Cr4Flags::L5_PAGING.bits() != 0))
+}
+
+/// Whether the CPU has IA32_DEBUGCTL. No bit of CPUID says so; Intel's and AMD's have it wherever they have long mode (SDM 4,
+/// tables 2-2 and 2-54; APM 2, section 13.1.1.6).
+pub(crate) fn has_debugctl() -> bool {
+    let vendor = __cpuid(0);
+    let name = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes);
+    DEBUGCTL_VENDORS.iter().any(|known| known.as_chunks().0 == name)
 }
 
 /// Whether a bit of each page-table entry says that the memory is encrypted.

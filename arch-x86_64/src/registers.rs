@@ -34,6 +34,29 @@ pub struct Frame {
     pub ss: u64,
 }
 
+#[cfg(target_os = "none")]
+impl Frame {
+    /// Makes this frame a copy of `from`, but for SS, which is always the same: one short instruction, where an assignment would
+    /// call a routine.
+    ///
+    /// # Safety
+    ///
+    /// 1. Both are frames, and not the same.
+    #[inline(always)]
+    pub(crate) unsafe fn copy_from(&mut self, from: *const Frame) {
+        // SAFETY: (1); the direction flag is clear in compiled code.
+        unsafe {
+            core::arch::asm!(
+                "rep movsq",
+                inout("rcx") offset_of!(Frame, ss) / size_of::<u64>() => _,
+                inout("rdi") &raw mut *self => _,
+                inout("rsi") from => _,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+}
+
 // The CPU aligns the stack to 16 bytes before it pushes; the end of the frame must be such a place.
 const _: () = assert!(size_of::<Frame>().is_multiple_of(16));
 // The pushes of the gate's exit and the pops of its entry.

@@ -184,13 +184,14 @@ pub(crate) unsafe fn start(page: Page, config: CpuConfig, hook: FatalHook) -> Re
         );
     }
     let user_code = host.entries.max(1);
-    let closures = Closures::find()?;
+    let closures = Closures::find();
 
     let start = page.start().0 as usize;
     let gate: *mut Gate = core::ptr::with_exposed_provenance_mut(start);
     // The task state's second mapping, behind the gate's own pages.
     let task_offset = host.task_state() as usize % PAGE_SIZE;
     let task: *mut TaskStateSegment = core::ptr::with_exposed_provenance_mut(start + size_of::<Gate>() + task_offset);
+    let task_pages = (task_offset + size_of::<TaskStateSegment>()).div_ceil(PAGE_SIZE);
 
     // SAFETY: (1): the gate's pages are mapped, zeroed and nobody else's; the task state's pages follow, and nobody changes
     // the entries that `config` names. Everything but GDTR and TR is written before anything could use it, and
@@ -239,6 +240,9 @@ pub(crate) unsafe fn start(page: Page, config: CpuConfig, hook: FatalHook) -> Re
         (*state).user_data = selector(user_code + 1);
         (*state).exit.frame = RegisterFrame::default();
         (*state).closures = closures;
+        (*state).has_debugctl = crate::probe::has_debugctl();
+        (*state).task = (host.task * size_of::<u64>()) as u16;
+        (*state).pages = (Gate::FRAMES + task_pages) as u64;
         (*state).hook = hook;
         (*state).idtr =
             TableRegister::new((&raw const (*gate).idt).addr() as u64, (size_of::<[[u64; 2]; 256]>() - 1) as u16);
@@ -247,7 +251,7 @@ pub(crate) unsafe fn start(page: Page, config: CpuConfig, hook: FatalHook) -> Re
         let limit = ((user_code + 2) * size_of::<u64>() - 1) as u16;
         let gdtr = TableRegister::new((*state).gdt_base, limit);
         core::arch::asm!("lgdt [{}]", in(reg) &raw const gdtr, options(readonly, nostack, preserves_flags));
-        load_tss(SegmentSelector((host.task * size_of::<u64>()) as u16));
+        load_tss(SegmentSelector((*state).task));
         unload_reset_table();
     }
     NonNull::new(gate).ok_or(Error::GateNotMapped)

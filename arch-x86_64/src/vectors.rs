@@ -7,6 +7,7 @@
 
 use sandbox_core::arch::VectorArea;
 use sandbox_core::{Error, PAGE_SIZE, Unsupported};
+use x86_64::registers::control::Cr0Flags;
 
 /// What XCR0 may enable: x87, SSE, AVX, the three parts of AVX-512 (CR0.TS guards them), and PKRU (SDM 1, section 13.1).
 pub(crate) const KNOWN_STATE: u64 = 0b111 | 0b111 << 5 | XCR0_PKRU;
@@ -46,6 +47,12 @@ impl Set {
         registers: [0; 30],
         header: [0; 8],
     };
+}
+
+/// CR0 for a run in which floating point works. NE: x87's exceptions are exceptions, and no interrupts (SDM 3, section 2.5).
+fn with_vectors(cr0: Cr0Flags) -> Cr0Flags {
+    let open = cr0 - Cr0Flags::TASK_SWITCHED - Cr0Flags::EMULATE_COPROCESSOR;
+    open | Cr0Flags::MONITOR_COPROCESSOR | Cr0Flags::NUMERIC_ERROR
 }
 
 /// What decides whether and how registers can be exchanged.
@@ -127,16 +134,17 @@ pub(crate) unsafe fn prepare(area: &VectorArea, components: u32) {
 }
 
 #[cfg(target_os = "none")]
-pub(crate) use cpu::{check, components, sandbox_vectors_enter};
+pub(crate) use cpu::{check, components, enter};
 
 #[cfg(target_os = "none")]
 mod cpu {
     use core::arch::x86_64::__cpuid_count;
 
-    use x86_64::registers::control::{Cr4, Efer};
+    use sandbox_core::arch::VectorArea;
+    use x86_64::registers::control::{Cr0, Cr4, Efer};
     use x86_64::registers::xcontrol::XCr0;
 
-    use super::{CR4_OSXSAVE, Control, Error, Unsupported, check_size};
+    use super::{CR4_OSXSAVE, Control, Error, Unsupported, check_size, with_vectors};
     use crate::gate::State;
     use crate::registers::Frame;
 
@@ -173,13 +181,37 @@ mod cpu {
         /// 2. `sandbox` and `host` are a frame each, for this alone; the former was last written by `reset` or by this, the latter
         ///    by this since it was zeroed; `prepare` was called for them.
         /// 3. `components` is from [`components`] on this CPU, and CR0.TS and CR0.EM are clear.
-        pub(crate) fn sandbox_vectors_enter(
+        fn sandbox_vectors_enter(
             state: *mut State,
             root: u64,
             sandbox: *mut u8,
             host: *mut u8,
             components: u32,
         ) -> *const Frame;
+    }
+
+    /// As `sandbox_gate_enter`, with the sandbox's registers of `area` while it runs. CR0 is as it was afterwards.
+    ///
+    /// # Safety
+    ///
+    /// 1. As `sandbox_gate_enter`, with a `cr0_trap` of 0.
+    /// 2. `area` was prepared for `components`, which this CPU's are.
+    #[inline(always)]
+    pub(crate) unsafe fn enter(state: *mut State, root: u64, area: &VectorArea, components: u32) -> *const Frame {
+        let host = Cr0::read();
+        let run = with_vectors(host);
+        // SAFETY: lets floating point work, and changes nothing else; the host's registers are saved before the sandbox has any.
+        // (1), (2).
+        unsafe {
+            if run != host {
+                Cr0::write(run);
+            }
+            let frame = sandbox_vectors_enter(state, root, area.sandbox, area.host, components);
+            if run != host {
+                Cr0::write(host);
+            }
+            frame
+        }
     }
 }
 
@@ -190,6 +222,15 @@ mod tests {
     use super::*;
 
     const GOOD: Control = Control { cr4: CR4_OSFXSR | CR4_OSXMMEXCPT, xcr0: 0, efer: 0 };
+
+    #[test]
+    fn floating_point_works() {
+        let unrelated = Cr0Flags::PAGING | Cr0Flags::WRITE_PROTECT;
+        let (ts, mp) = (Cr0Flags::TASK_SWITCHED, Cr0Flags::MONITOR_COPROCESSOR);
+        for host in [Cr0Flags::empty(), ts, mp, ts | mp, Cr0Flags::EMULATE_COPROCESSOR | ts] {
+            assert_eq!(with_vectors(unrelated | host), unrelated | mp | Cr0Flags::NUMERIC_ERROR);
+        }
+    }
 
     #[test]
     fn what_is_missing_is_named() {

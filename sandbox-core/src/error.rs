@@ -74,6 +74,8 @@ pub enum Error {
     CpuNotStarted(usize),
     /// The host has replaced the descriptor table that `Hal::start_cpu` installed on this CPU.
     TablesReplaced,
+    /// The host has loaded another task state (x86-64's TR) on this CPU than the one that `Hal::start_cpu` found.
+    TaskStateReplaced,
     /// This many CPUs are more than the HAL can serve.
     TooManyCpus {
         /// The index or count given.
@@ -186,6 +188,12 @@ impl fmt::Display for Error {
             }
             Error::NoStack => write!(f, "a sandbox needs at least one page of stack"),
             Error::CpuNotStarted(cpu) => write!(f, "CPU {cpu} was not started: call Hal::start_cpu on it first"),
+            Error::TaskStateReplaced => {
+                write!(
+                    f,
+                    "this CPU's task state (TR) was replaced after Hal::start_cpu: keep the one that was loaded then"
+                )
+            }
             Error::TablesReplaced => {
                 write!(
                     f,

@@ -123,32 +123,23 @@ impl<'r, 'a, H: Host, A: Arch, T: Arguments, R: FromBytes + 'static> Run<'r, 'a,
             return Ok(Some(Stop::Preempted(reason)));
         }
         let state = A::mask_interrupts();
-        let trap = match self.special {
-            false => self.enter(state),
-            true => match self.enter_specially(state).transpose() {
-                Some(trap) => trap,
-                None => {
-                    // SAFETY: (1) from `mask_interrupts` above, in the same thread.
-                    unsafe { A::restore_interrupts(state) };
-                    return Ok(Some(Stop::Preempted(Preemption::Cancelled)));
-                }
-            },
-        };
-        if let Ok(Trap::Interrupt(interrupt)) = trap {
-            self.interrupted = true;
-            // The host's handler may bring stale translations back.
-            self.sandbox.spurious.reset();
-            // SAFETY: (1) from the `enter` just above, interrupts masked since; (2) `state` is how the caller's were.
-            unsafe { A::forward(interrupt, state) };
-            return Ok(None);
+        if self.special
+            && let Some(result) = self.stay_out(state)
+        {
+            // SAFETY: (1) from `mask_interrupts` above, in the same thread.
+            unsafe { A::restore_interrupts(state) };
+            return result.map(|reason| Some(Stop::Preempted(reason)));
         }
-        // SAFETY: (1) from `mask_interrupts` above, in the same thread.
-        unsafe { A::restore_interrupts(state) };
+        let trap = self.sandbox.enter(state, self.special);
         let reason = match trap? {
             Trap::Returned => {
                 return self.sandbox.collect(&mut self.arguments).map(|value| Some(Stop::Returned(value)));
             }
-            Trap::Again | Trap::Interrupt(_) => return Ok(None),
+            Trap::Interrupt(()) => {
+                self.interrupted = true;
+                return Ok(None);
+            }
+            Trap::Again => return Ok(None),
             Trap::HostCall(number) => ExitReason::HostCall(number),
             Trap::Fault => match self.explain() {
                 Some(reason) => reason,
@@ -174,59 +165,29 @@ impl<'r, 'a, H: Host, A: Arch, T: Arguments, R: FromBytes + 'static> Run<'r, 'a,
         None
     }
 
-    /// Enters after a last look at what may stop the call, with a timer for its deadline; `None`: it was cancelled.
+    /// The last look before an entry, with interrupts masked: whether there must be none. Sets the timer for its deadline.
     #[cold]
-    fn enter_specially(&mut self, state: A::InterruptState) -> Result<Option<Trap<A::Interrupt>>, Error> {
-        let Some(watch) = self.watch else {
-            return self.enter_as_made(state).map(Some);
-        };
+    fn stay_out(&mut self, state: A::InterruptState) -> Option<Result<Preemption, Error>> {
+        let watch = self.watch?;
         if !A::accepts_interrupts(state) {
-            return Err(Error::InterruptsMasked);
+            return Some(Err(Error::InterruptsMasked));
         }
         let host = self.sandbox.hal.host();
         if let Some(deadline) = watch.deadline {
             host.arm_timer(deadline);
         }
-        let Some(cancel) = self.sandbox.limits.cancel else {
-            return self.enter_as_made(state).map(Some);
-        };
-        let trap = if cancel.enter(host.cpu_index()) { self.enter_as_made(state).map(Some) } else { Ok(None) };
-        cancel.leave();
-        trap
+        match self.sandbox.limits.cancel {
+            Some(cancel) if !cancel.enter(host.cpu_index()) => {
+                cancel.leave();
+                Some(Ok(Preemption::Cancelled))
+            }
+            _ => None,
+        }
     }
 
     /// How the call ends if it doesn't go on.
     pub(crate) fn give_up(&self, reason: Preemption) -> Exit {
         Exit { reason: ExitReason::Preempted(reason), at: A::program_counter(&self.sandbox.registers) }
-    }
-
-    /// Enters with vector registers if the sandbox has any.
-    fn enter_as_made(&mut self, state: A::InterruptState) -> Result<Trap<A::Interrupt>, Error> {
-        self.enter_on::<true>(state)
-    }
-
-    fn enter(&mut self, state: A::InterruptState) -> Result<Trap<A::Interrupt>, Error> {
-        self.enter_on::<false>(state)
-    }
-
-    #[inline(always)]
-    fn enter_on<const VECTORS: bool>(&mut self, state: A::InterruptState) -> Result<Trap<A::Interrupt>, Error> {
-        let Sandbox { hal, view, registers, stale, vectors, .. } = &mut *self.sandbox;
-        let gate = hal.current_gate()?;
-        if let Some(page) = stale.take() {
-            A::flush_page(page);
-            view.forget_tag();
-        }
-        let roots = view.roots(hal, gate)?;
-        // SAFETY: (1) interrupts are masked, and this CPU's gate was looked up since; (2) the view is whole, its gates are up to
-        // date, and it is borrowed for the run; (3) `registers` were prepared by `start`, for this view. With vectors: (2) `start`
-        // reset theirs.
-        unsafe {
-            match vectors {
-                Some(vectors) if VECTORS => hal.arch.enter_with_vectors(gate, registers, roots, state, vectors.area()),
-                _ => hal.arch.enter(gate, registers, roots, state),
-            }
-        }
     }
 
     /// Why the run ended with an exception; `None` if it was no fault of the sandbox's, and it should go on.
@@ -273,5 +234,62 @@ impl<'r, 'a, H: Host, A: Arch, T: Arguments, R: FromBytes + 'static> Run<'r, 'a,
             Some(_) => FaultKind::Permission,
             None => sandbox.window.classify(address),
         })
+    }
+}
+
+impl<H: Host, A: Arch> Sandbox<'_, H, A> {
+    /// Enters once, after [`mask_interrupts`](Arch::mask_interrupts) returned `state`, and lets the host handle the interrupt that
+    /// ended it, if one did. Afterwards interrupts are as the caller had them. `special` calls have limits, or vector registers.
+    ///
+    /// The same code for calls of all types: the host's handler is not to wait for what tells them apart.
+    #[inline(never)]
+    fn enter(&mut self, state: A::InterruptState, special: bool) -> Result<Trap<()>, Error> {
+        let trap = if special { self.enter_specially(state) } else { self.enter_masked::<false>(state) };
+        let trap = match trap {
+            Ok(Trap::Interrupt(interrupt)) => {
+                // The host's handler may bring stale translations back.
+                self.spurious.reset();
+                // SAFETY: (1) from the `enter` just above, interrupts masked since; (2) `state` is how the caller's were.
+                unsafe { A::forward(interrupt, state) };
+                return Ok(Trap::Interrupt(()));
+            }
+            Ok(Trap::Returned) => Ok(Trap::Returned),
+            Ok(Trap::HostCall(number)) => Ok(Trap::HostCall(number)),
+            Ok(Trap::Again) => Ok(Trap::Again),
+            Ok(Trap::Fault) => Ok(Trap::Fault),
+            Err(error) => Err(error),
+        };
+        // SAFETY: (1) from `mask_interrupts` in the same thread.
+        unsafe { A::restore_interrupts(state) };
+        trap
+    }
+
+    #[cold]
+    fn enter_specially(&mut self, state: A::InterruptState) -> Result<Trap<A::Interrupt>, Error> {
+        let trap = self.enter_masked::<true>(state);
+        if let Some(cancel) = self.limits.cancel {
+            cancel.leave();
+        }
+        trap
+    }
+
+    #[inline(always)]
+    fn enter_masked<const VECTORS: bool>(&mut self, state: A::InterruptState) -> Result<Trap<A::Interrupt>, Error> {
+        let Sandbox { hal, view, registers, stale, vectors, .. } = self;
+        let gate = hal.current_gate()?;
+        if let Some(page) = stale.take() {
+            A::flush_page(page);
+            view.forget_tag();
+        }
+        let roots = view.roots(hal, gate)?;
+        // SAFETY: (1) interrupts are masked, and this CPU's gate was looked up since; (2) the view is whole, its gates are up to
+        // date, and it is borrowed for the run; (3) `registers` were prepared by `start`, for this view. With vectors: (2) `start`
+        // reset theirs.
+        unsafe {
+            match vectors {
+                Some(vectors) if VECTORS => hal.arch.enter_with_vectors(gate, registers, roots, state, vectors.area()),
+                _ => hal.arch.enter(gate, registers, roots, state),
+            }
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! Frames go to the HAL full of rubbish and must come back zeroed; the n-th allocation can be made to fail; an interrupt can be
 //! raised at the last moment before a sandbox is entered. The switches are the machine's, as the HAL is.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use sandbox_mode::{
     Cancel, FatalReport, Frame, FrameKind, Host, Image, PAGE_SIZE, Page, PageRange, Permissions, Roots,
@@ -33,6 +33,8 @@ static HANDED_OUT: AtomicUsize = AtomicUsize::new(0);
 /// Entries to go at which an interrupt is raised, and on which line.
 static RAISE_TIMES: AtomicUsize = AtomicUsize::new(0);
 static RAISE_LINE: AtomicUsize = AtomicUsize::new(0);
+/// The vector to raise at the next entry, or 0.
+static RAISE_VECTOR: AtomicU8 = AtomicU8::new(0);
 /// The gate's data, as `map_gate` placed it.
 static GATE_START: AtomicU64 = AtomicU64::new(0);
 static GATE_PAGES: AtomicU64 = AtomicU64::new(0);
@@ -89,6 +91,12 @@ pub(crate) fn yield_after(interrupts: usize) {
 pub(crate) fn cancel_after(interrupts: usize) {
     CANCELS.store(true, Ordering::Relaxed);
     UNTIL_ASKED.store(interrupts, Ordering::Relaxed);
+}
+
+/// Raises an interrupt by its number, on machines where it has one, at the next entry.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn raise_vector_at_entry(vector: u8) {
+    RAISE_VECTOR.store(vector, Ordering::Relaxed);
 }
 
 /// The pages of the gate's data.
@@ -163,6 +171,10 @@ unsafe impl Host for SuiteHost {
         if counted.is_ok() {
             // A machine that can't was found out by the case before.
             let _ = self.kernel.raise(LINES[RAISE_LINE.load(Ordering::Relaxed)]);
+        }
+        let vector = RAISE_VECTOR.swap(0, Ordering::Relaxed);
+        if vector != 0 {
+            let _ = self.kernel.raise_vector(vector);
         }
         self.inner.cpu_index()
     }

@@ -49,6 +49,19 @@ pub trait Kernel: Sync {
     /// clock that has thousands in a tick.
     fn raise_nmi_after(&self, steps: u16) -> Result<(), &'static str>;
 
+    /// x86-64: makes interrupt `vector`, any from 32 on, pending on this CPU, as a device would. The error says why the kernel
+    /// can't.
+    fn raise_vector(&self, vector: u8) -> Result<(), &'static str> {
+        let _ = vector;
+        Err("this kernel does not raise vectors that are not its own")
+    }
+
+    /// x86-64: ends the service of `vector` at the interrupt controller, if the kernel's handler has not: a spurious interrupt has
+    /// none, but one raised on purpose does.
+    fn end_vector(&self, vector: u8) {
+        let _ = vector;
+    }
+
     /// Runs `work` while a page of a process is mapped in the lower half of the address space, readable and writable for
     /// unprivileged code, and executable too if the machine lets it. `work` gets its address.
     fn with_process_page(&self, work: &mut dyn FnMut(VirtAddr)) -> Result<(), &'static str>;

@@ -192,7 +192,7 @@ pub fn run(kernel: &'static dyn Kernel, arguments: &str) -> bool {
         }
     };
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
-    for &(file, cases) in FILES {
+    for &(file, cases) in FILES.iter().chain(crate::machine::FILES) {
         for case in cases {
             let name = Name { file, case: case.name };
             if only.is_some_and(|text| !alloc::format!("{name}").contains(text)) {

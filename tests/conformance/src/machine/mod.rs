@@ -7,6 +7,9 @@
 cfg_if::cfg_if! {
     if #[cfg(target_arch = "x86_64")] {
         mod x86_64;
+        mod x86_64_debug;
+        mod x86_64_exceptions;
+        mod x86_64_forwarding;
         mod x86_64_poison;
         mod x86_64_instructions;
         mod x86_64_resistance;
@@ -40,8 +43,18 @@ use core::sync::atomic::AtomicBool;
 
 use sandbox_mode::ExitReason;
 
+use crate::suite::Case;
+
 /// [`Kernel::uses_thread_base`](crate::Kernel::uses_thread_base).
 pub(crate) static THREAD_BASE_IN_USE: AtomicBool = AtomicBool::new(false);
+
+/// Cases that only one machine has.
+#[cfg(target_arch = "x86_64")]
+pub(crate) const FILES: &[(&str, &[Case])] =
+    &[("debug", x86_64_debug::CASES), ("forwarding", x86_64_forwarding::CASES)];
+/// Cases that only one machine has.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) const FILES: &[(&str, &[Case])] = &[];
 
 /// A function that changes what unprivileged code can change.
 pub(crate) struct Spoiler {

@@ -11,6 +11,7 @@ use x86_64::registers::model_specific::{FsBase, GsBase, KernelGsBase};
 use x86_64::registers::rflags::RFlags;
 use x86_64::registers::segmentation::{DS, ES, FS, GS, Segment, SegmentSelector};
 
+use super::x86_64_exceptions::with_debugger;
 use super::{Spoiler, THREAD_BASE_IN_USE};
 
 fn has_pkru() -> bool {
@@ -69,7 +70,8 @@ pub(crate) fn with_unusual_state(work: &mut dyn FnMut()) {
         if has_pkru() {
             set_pkru(PKRU);
         }
-        work();
+        // The breakpoint is the host's, and hits in sandboxes.
+        with_debugger(|_| work());
         if has_pkru() {
             set_pkru(0);
         }

@@ -70,6 +70,16 @@ impl Kernel for QemuKernel {
         machine::raise_nmi_after(self.device, steps)
     }
 
+    #[cfg(target_arch = "x86_64")]
+    fn raise_vector(&self, vector: u8) -> Result<(), &'static str> {
+        machine::raise_vector(vector)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn end_vector(&self, vector: u8) {
+        machine::end_vector(vector);
+    }
+
     fn with_process_page(&self, work: &mut dyn FnMut(VirtAddr)) -> Result<(), &'static str> {
         machine::with_process_page(work)
     }

@@ -1,5 +1,7 @@
 //! q35.
 
+use core::sync::atomic::{AtomicPtr, Ordering};
+
 use conformance::Line;
 use platform_qemu::machine::{apic, exceptions};
 use platform_qemu::{memory, paging};
@@ -65,6 +67,32 @@ pub(crate) fn raise(line: Line) -> Result<(), &'static str> {
 
 pub(crate) fn inspect(look: &mut dyn FnMut(&'static str, u64)) {
     apic::settings().for_each(|(name, value)| look(name, value));
+}
+
+pub(crate) fn raise_vector(vector: u8) -> Result<(), &'static str> {
+    apic::raise(vector);
+    Ok(())
+}
+
+/// The local APIC's registers: where they are, which vectors are in service, and the end of the last one's (SDM 3, table 12-1).
+const APIC: u64 = 0xfee0_0000;
+const IN_SERVICE: usize = 0x100;
+const END_OF_INTERRUPT: usize = 0xb0;
+
+pub(crate) fn end_vector(vector: u8) {
+    static REGISTERS: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
+    let mut registers = REGISTERS.load(Ordering::Relaxed);
+    if registers.is_null() {
+        registers = paging::map_device(APIC, platform_qemu::layout::PAGE_SIZE);
+        REGISTERS.store(registers, Ordering::Relaxed);
+    }
+    // SAFETY: the local APIC's registers, mapped for good; ending a service that has begun is all that happens.
+    unsafe {
+        let word = registers.add(IN_SERVICE + usize::from(vector / 32) * 16).cast::<u32>().read_volatile();
+        if word >> (vector % 32) & 1 != 0 {
+            registers.add(END_OF_INTERRUPT).cast::<u32>().write_volatile(0);
+        }
+    }
 }
 
 pub(crate) fn nmi_count() -> u64 {
