@@ -21,8 +21,9 @@ use sandbox_core::{FatalReport, Syndrome};
 #[cfg(target_os = "none")]
 use sandbox_core::{PageRange, VirtAddr};
 
+use x86_64::registers::control::Cr0Flags;
 #[cfg(target_os = "none")]
-use x86_64::registers::control::{Cr0Flags, Cr4Flags};
+use x86_64::registers::control::Cr4Flags;
 
 use crate::registers::Frame;
 use crate::state::{Closed, Closures};
