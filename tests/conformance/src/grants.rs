@@ -32,7 +32,7 @@ const PAGE: u64 = PAGE_SIZE as u64;
 
 fn a_page_is_readable_where_it_is(suite: &Suite) -> Outcome {
     let page = PageOf::boxed(0x61);
-    let mut sandbox = suite.hal.sandbox()?;
+    let mut sandbox = suite.sandbox()?;
     sandbox.grant(&*page)?;
     readable(&mut sandbox, address_of(&*page), 0x61)?;
     readable(&mut sandbox, address_of(&*page) + PAGE - 1, 0x61)
@@ -40,7 +40,7 @@ fn a_page_is_readable_where_it_is(suite: &Suite) -> Outcome {
 
 fn a_page_is_not_writable(suite: &Suite) -> Outcome {
     let page = PageOf::boxed(0x62);
-    let mut sandbox = suite.hal.sandbox()?;
+    let mut sandbox = suite.sandbox()?;
     sandbox.grant(&*page)?;
     denied(&mut sandbox, Access::Write, address_of(&*page), FaultKind::Permission)?;
     denied(&mut sandbox, Access::Write, address_of(&*page) + PAGE - 1, FaultKind::Permission)?;
@@ -51,7 +51,7 @@ fn a_page_is_not_writable(suite: &Suite) -> Outcome {
 fn a_page_is_not_executable(suite: &Suite) -> Outcome {
     let mut page = PageOf::boxed(0);
     page.0[..4].copy_from_slice(&RETURN);
-    let mut sandbox = suite.hal.sandbox()?;
+    let mut sandbox = suite.sandbox()?;
     sandbox.grant(&*page)?;
     denied(&mut sandbox, Access::Execute, address_of(&*page), FaultKind::Permission)
 }
@@ -69,7 +69,7 @@ fn neighbours_of_a_page_stay_unreachable(suite: &Suite) -> Outcome {
         granted: PageOf([2; PAGE_SIZE]),
         after: PageOf([3; PAGE_SIZE]),
     });
-    let mut sandbox = suite.hal.sandbox()?;
+    let mut sandbox = suite.sandbox()?;
     sandbox.grant(&pages.granted)?;
     let start = address_of(&pages.granted);
     readable(&mut sandbox, start, 2)?;
@@ -82,7 +82,7 @@ fn neighbours_of_a_page_stay_unreachable(suite: &Suite) -> Outcome {
 fn several_pages_are_readable(suite: &Suite) -> Outcome {
     // More than one table's worth.
     let pages: alloc::vec::Vec<PageOf> = (0..600u32).map(|number| PageOf([number as u8; PAGE_SIZE])).collect();
-    let mut sandbox = suite.hal.sandbox()?;
+    let mut sandbox = suite.sandbox()?;
     sandbox.grant(&pages[..])?;
     for (number, page) in pages.iter().enumerate() {
         readable(&mut sandbox, address_of(page) + number as u64, number as u8)?;
@@ -106,7 +106,7 @@ fn a_later_change_is_seen(suite: &Suite) -> Outcome {
 
 fn one_sandboxs_is_not_anothers(suite: &Suite) -> Outcome {
     let page = PageOf::boxed(0x63);
-    let (mut first, mut second) = (suite.hal.sandbox()?, suite.hal.sandbox()?);
+    let (mut first, mut second) = (suite.sandbox()?, suite.sandbox()?);
     first.grant(&*page)?;
     readable(&mut first, address_of(&*page), 0x63)?;
     unreachable(&mut second, address_of(&*page), FaultKind::Unmapped)
@@ -134,7 +134,7 @@ fn a_writable_one_is_not_executable(suite: &Suite) -> Outcome {
 
 fn revoking_takes_effect(suite: &Suite) -> Outcome {
     let page = PageOf::boxed(9);
-    let mut sandbox = suite.hal.sandbox()?;
+    let mut sandbox = suite.sandbox()?;
     sandbox.grant(&*page)?;
     readable(&mut sandbox, address_of(&*page), 9)?;
     sandbox.revoke(pages_at(address_of(&*page), 1))?;
@@ -143,7 +143,7 @@ fn revoking_takes_effect(suite: &Suite) -> Outcome {
 
 fn revoking_part_of_one_leaves_the_rest(suite: &Suite) -> Outcome {
     let pages = alloc::boxed::Box::new([const { PageOf([8; PAGE_SIZE]) }; 3]);
-    let mut sandbox = suite.hal.sandbox()?;
+    let mut sandbox = suite.sandbox()?;
     sandbox.grant(&*pages)?;
     sandbox.revoke(pages_at(address_of(&pages[1]), 1))?;
     readable(&mut sandbox, address_of(&pages[0]) + PAGE - 1, 8)?;
@@ -194,7 +194,7 @@ fn restricting_text_takes_execution_away(suite: &Suite) -> Outcome {
 fn restricting_cannot_add(suite: &Suite) -> Outcome {
     let page = PageOf::boxed(1);
     let range = pages_at(address_of(&*page), 1);
-    let mut sandbox = suite.hal.sandbox()?;
+    let mut sandbox = suite.sandbox()?;
     sandbox.grant(&*page)?;
     let (host, wanted) = (Permissions::READ, Permissions::READ_WRITE);
     expect_eq!(sandbox.restrict(range, wanted), Err(Error::Escalation { page: range.start(), host, wanted }));
@@ -204,7 +204,7 @@ fn restricting_cannot_add(suite: &Suite) -> Outcome {
 fn what_was_not_granted_cannot_be_revoked(suite: &Suite) -> Outcome {
     let page = PageOf::boxed(1);
     let range = pages_at(address_of(&*page), 1);
-    let mut sandbox = suite.hal.sandbox()?;
+    let mut sandbox = suite.sandbox()?;
     expect_eq!(sandbox.revoke(range), Err(Error::NotGranted(range.start())));
     expect_eq!(sandbox.restrict(range, Permissions::READ), Err(Error::NotGranted(range.start())));
     let stack = suite.window().start().checked_add(1).expect("inside");
@@ -215,7 +215,7 @@ fn what_was_not_granted_cannot_be_revoked(suite: &Suite) -> Outcome {
 fn a_revoked_one_can_be_granted_again(suite: &Suite) -> Outcome {
     let page = PageOf::boxed(4);
     let range = pages_at(address_of(&*page), 1);
-    let mut sandbox = suite.hal.sandbox()?;
+    let mut sandbox = suite.sandbox()?;
     for _ in 0..10 {
         grant(&mut sandbox, range, Permissions::READ_WRITE)?;
         sandbox.revoke(range)?;

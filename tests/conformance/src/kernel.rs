@@ -3,7 +3,7 @@
 use core::fmt;
 use core::sync::atomic::AtomicU64;
 
-use sandbox_mode::{CpuConfig, Host, VirtAddr};
+use sandbox_mode::{Config, CpuConfig, Host, VirtAddr};
 
 /// A way for an interrupt to arrive.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,6 +23,11 @@ pub trait Kernel: Sync {
 
     /// What this CPU is started with.
     fn cpu_config(&self) -> CpuConfig;
+
+    /// What the suite makes its sandboxes with, unless a case is about that.
+    fn config(&self) -> Config {
+        Config::default()
+    }
 
     /// Prints to the console.
     fn print(&self, text: fmt::Arguments<'_>);
@@ -77,6 +82,11 @@ pub trait Kernel: Sync {
     /// has in service, and how it is set up. Always the same names in the same order. Called with interrupts masked.
     fn inspect(&self, look: &mut dyn FnMut(&'static str, u64)) {
         let _ = look;
+    }
+
+    /// Registers, as the auditor names them, that this kernel's own interrupt handlers change all the time.
+    fn busy(&self) -> &'static [&'static str] {
+        &[]
     }
 
     /// Protections (as `audit-list` names them) that this kernel leaves off although the CPU has them.

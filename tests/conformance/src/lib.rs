@@ -40,4 +40,4 @@ mod values;
 mod vectors;
 
 pub use kernel::{Kernel, Line};
-pub use suite::run;
+pub use suite::{Tally, run, run_cases};

@@ -41,7 +41,7 @@ fn refused(suite: &Suite, range: PageRange, permissions: Permissions, error: Err
 
 fn parts_of_pages_are_refused(suite: &Suite) -> Outcome {
     let page = PageOf::boxed(0);
-    let mut sandbox = suite.hal.sandbox()?;
+    let mut sandbox = suite.sandbox()?;
     for part in [&page.0[..100], &page.0[1..], &page.0[16..32]] {
         let error = Error::NotWholePages { address: VirtAddr::of(part), len: part.len() };
         expect_eq!(sandbox.grant(part), Err(error));
@@ -51,7 +51,7 @@ fn parts_of_pages_are_refused(suite: &Suite) -> Outcome {
 
 fn nothing_is_refused(suite: &Suite) -> Outcome {
     let page = PageOf::boxed(0);
-    let mut sandbox = suite.hal.sandbox()?;
+    let mut sandbox = suite.sandbox()?;
     expect_eq!(sandbox.grant(&page.0[..0]), Err(Error::Empty(VirtAddr::of(&*page))));
     let start = address_of(&*page);
     refused(suite, pages_at(start, 0), Permissions::READ, Error::Empty(VirtAddr(start)))
@@ -59,7 +59,7 @@ fn nothing_is_refused(suite: &Suite) -> Outcome {
 
 fn one_that_is_there_already_is_refused(suite: &Suite) -> Outcome {
     let pages = alloc::boxed::Box::new([const { PageOf([0; PAGE_SIZE]) }; 3]);
-    let mut sandbox = suite.hal.sandbox()?;
+    let mut sandbox = suite.sandbox()?;
     sandbox.grant(&pages[1])?;
     let taken = VirtAddr::of(&pages[1]).page();
     expect_eq!(sandbox.grant(&pages[1]), Err(Error::Overlap(taken)));
@@ -80,7 +80,7 @@ fn part_of_the_image_is_refused_as_there_already(suite: &Suite) -> Outcome {
 fn a_failed_one_leaves_nothing(suite: &Suite) -> Outcome {
     // What comes last can't be granted, so what came before must be taken back.
     let pages = alloc::boxed::Box::new([const { PageOf([0; PAGE_SIZE]) }; 4]);
-    let mut sandbox = suite.hal.sandbox()?;
+    let mut sandbox = suite.sandbox()?;
     sandbox.grant(&pages[3])?;
     let all = pages_at(address_of(&pages[0]), 4);
     let overlap = Err(Error::Overlap(VirtAddr::of(&pages[3]).page()));

@@ -73,13 +73,13 @@ impl Suite {
         Ok(Suite { kernel, hal, auditor, verbose })
     }
 
-    /// A fresh sandbox.
-    pub(crate) fn sandbox(&self) -> Result<Sandbox<'static>, Error> {
-        self.hal.sandbox()
+    /// A fresh sandbox, as the kernel wants them.
+    pub(crate) fn sandbox<'a>(&self) -> Result<Sandbox<'a>, Error> {
+        self.sandbox_with(self.kernel.config())
     }
 
     /// A fresh sandbox with a configuration.
-    pub(crate) fn sandbox_with(&self, config: Config) -> Result<Sandbox<'static>, Error> {
+    pub(crate) fn sandbox_with<'a>(&self, config: Config) -> Result<Sandbox<'a>, Error> {
         self.hal.sandbox_with(config)
     }
 
@@ -166,19 +166,43 @@ impl Suite {
     }
 }
 
+/// What became of a number of cases.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Tally {
+    /// As they must be.
+    pub passed: usize,
+    /// Not so.
+    pub failed: usize,
+    /// The machine can't show it.
+    pub skipped: usize,
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
+}
+
 /// Runs the suite and prints its result; whether nothing failed. To be called once, since it makes the machine's HAL.
 ///
 /// `arguments` are words: `verbose` prints a line for each case, `only=TEXT` runs the cases whose name (`file::case`)
 /// contains the text, `audit-list` prints first what the auditor looks away from, and why. The last line is
 /// `N passed, N failed, N skipped`.
 pub fn run(kernel: &'static dyn Kernel, arguments: &str) -> bool {
+    let tally = run_cases(kernel, arguments);
+    kernel.print(format_args!("{tally}\n"));
+    tally.failed == 0
+}
+
+/// Runs the suite as [`run`] does, for a kernel that has cases of its own to add: what became of its cases. Prints no last line.
+pub fn run_cases(kernel: &'static dyn Kernel, arguments: &str) -> Tally {
     let verbose = arguments.split_whitespace().any(|word| word == "verbose");
     let only = arguments.split_whitespace().find_map(|word| word.strip_prefix("only="));
     let auditor = match Auditor::new(kernel) {
         Ok(auditor) => auditor,
         Err(why) => {
-            kernel.print(format_args!("nothing can be audited: {why}\n0 passed, 1 failed, 0 skipped\n"));
-            return false;
+            kernel.print(format_args!("nothing can be audited: {why}\n"));
+            return Tally { failed: 1, ..Tally::default() };
         }
     };
     if arguments.split_whitespace().any(|word| word == "audit-list") {
@@ -187,11 +211,11 @@ pub fn run(kernel: &'static dyn Kernel, arguments: &str) -> bool {
     let suite = match Suite::start(kernel, auditor, verbose) {
         Ok(suite) => suite,
         Err(error) => {
-            kernel.print(format_args!("the HAL does not start: {error}\n0 passed, 1 failed, 0 skipped\n"));
-            return false;
+            kernel.print(format_args!("the HAL does not start: {error}\n"));
+            return Tally { failed: 1, ..Tally::default() };
         }
     };
-    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    let mut tally = Tally::default();
     for &(file, cases) in FILES.iter().chain(crate::machine::FILES) {
         for case in cases {
             let name = Name { file, case: case.name };
@@ -200,24 +224,23 @@ pub fn run(kernel: &'static dyn Kernel, arguments: &str) -> bool {
             }
             match suite.run(case) {
                 Ok(()) => {
-                    passed += 1;
+                    tally.passed += 1;
                     if verbose {
                         kernel.print(format_args!("passed  {name}\n"));
                     }
                 }
                 Err(Verdict::Failed(message)) => {
-                    failed += 1;
+                    tally.failed += 1;
                     kernel.print(format_args!("FAILED  {name}: {message}\n"));
                 }
                 Err(Verdict::Skipped(why)) => {
-                    skipped += 1;
+                    tally.skipped += 1;
                     kernel.print(format_args!("skipped {name}: {why}\n"));
                 }
             }
         }
     }
-    kernel.print(format_args!("{passed} passed, {failed} failed, {skipped} skipped\n"));
-    failed == 0
+    tally
 }
 
 /// Prints what the auditor looks away from, which protections it knows, and how much it looks at.

@@ -194,6 +194,8 @@ type Inspect = Box<dyn Fn(&mut dyn FnMut(&'static str, u64)) + Send + Sync>;
 pub struct Auditor {
     inspect: Inspect,
     readable: machine::Readable,
+    /// What the kernel's own handlers change.
+    busy: Vec<Register>,
 }
 
 impl Auditor {
@@ -203,7 +205,13 @@ impl Auditor {
     ///
     /// Why the kernel can't let instructions be refused.
     pub fn new(kernel: &'static dyn Kernel) -> Result<Auditor, &'static str> {
-        Auditor::with(|fixup| kernel.set_fixup(fixup), |look| kernel.inspect(look))
+        let mut auditor = Auditor::with(|fixup| kernel.set_fixup(fixup), |look| kernel.inspect(look))?;
+        let is_busy = |register: &Register| {
+            let name = alloc::format!("{register}");
+            kernel.busy().iter().any(|busy| name.contains(busy))
+        };
+        auditor.busy = auditor.look().words.into_iter().map(|(register, _)| register).filter(is_busy).collect();
+        Ok(auditor)
     }
 
     /// An auditor for any kernel: `set_fixup` and `inspect` are what [`Kernel::set_fixup`] and [`Kernel::inspect`] say.
@@ -220,7 +228,7 @@ impl Auditor {
         let readable = machine::Readable::find();
         // SAFETY: (1) from `mask_interrupts` above, in this thread.
         unsafe { Backend::restore_interrupts(state) };
-        Ok(Auditor { inspect: Box::new(inspect), readable })
+        Ok(Auditor { inspect: Box::new(inspect), readable, busy: Vec::new() })
     }
 
     /// The state of this CPU now.
@@ -230,6 +238,7 @@ impl Auditor {
         let state = Backend::mask_interrupts();
         self.readable.look(&mut snapshot);
         (self.inspect)(&mut |name, value| snapshot.only(name, value));
+        snapshot.words.retain(|(register, _)| !self.busy.contains(register));
         // SAFETY: (1) from `mask_interrupts` above, in this thread.
         unsafe { Backend::restore_interrupts(state) };
         snapshot

@@ -5,7 +5,7 @@ use core::arch::{asm, naked_asm};
 
 use aarch64_cpu::registers::{ID_AA64MMFR2_EL1, ID_AA64PFR0_EL1, ID_AA64PFR1_EL1, Readable};
 
-use super::Spoiler;
+use super::{Spoiler, USED_BY_CODE};
 
 macro_rules! read {
     ($name:literal) => {{
@@ -72,7 +72,8 @@ pub(crate) fn with_unusual_state(work: &mut dyn FnMut()) {
     let control =
         (read!("sctlr_el1"), read!("cpacr_el1"), read!("cntkctl_el1"), read!("pmuserenr_el0"), read!("mdscr_el1"));
     let debug_lock = read!("oslsr_el1") & OSLSR_LOCKED;
-    let vectors = CPACR_FP | if has_sve() { CPACR_SVE } else { 0 };
+    // A kernel with vector registers in its code keeps SVE, which its sandboxes don't have, off for itself.
+    let vectors = CPACR_FP | if has_sve() && !USED_BY_CODE { CPACR_SVE } else { 0 };
     // SAFETY: nothing in the kernel uses these: no thread locals, no code at EL0 but sandboxes, no floating point, no debugger.
     // All are put back below.
     unsafe {
@@ -121,8 +122,11 @@ pub(crate) fn with_unusual_state(work: &mut dyn FnMut()) {
     }
 }
 
-/// Puts `value` into v0 to v31.
+/// Puts `value` into v0 to v31, if the kernel's code leaves it there.
 pub(crate) fn fill_vectors(value: u64) {
+    if USED_BY_CODE {
+        return;
+    }
     let access = read!("cpacr_el1");
     // SAFETY: the kernel itself uses none of them, and these instructions alone run with access to them.
     unsafe {

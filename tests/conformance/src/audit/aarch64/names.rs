@@ -35,6 +35,9 @@ const NAMES: &[(u16, &str)] = &[
     (encoding(3, 3, 13, 0, 3), "TPIDRRO_EL0"),
     (encoding(3, 3, 13, 0, 5), "TPIDR2_EL0"),
     (encoding(3, 3, 13, 0, 7), "SCXTNUM_EL0"),
+    (encoding(3, 3, 14, 2, 1), "CNTP_CTL_EL0"),
+    (encoding(3, 3, 14, 2, 2), "CNTP_CVAL_EL0"),
+    (encoding(3, 3, 14, 3, 1), "CNTV_CTL_EL0"),
 ];
 
 /// The name of a register, if it is one of these.
