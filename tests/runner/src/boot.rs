@@ -128,6 +128,9 @@ pub(crate) fn label(boot: &Boot, machine: Machine) -> String {
     if let Some(options) = &boot.machine {
         label += &format!(", {options}");
     }
+    if !boot.arguments.is_empty() {
+        label += &format!(", '{}'", boot.arguments);
+    }
     if boot.cpus > 1 {
         label += &format!(", {} CPUs", boot.cpus);
     }
