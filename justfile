@@ -110,10 +110,11 @@ soak *OPTIONS: _runner
     cargo build --quiet --release -p soak --target {{ x86 }} --target {{ arm }}
     set --
     while [ "$rounds" -gt 0 ]; do
-        for target in {{ x86 }} {{ arm }}; do
-            [ $# -eq 0 ] || set -- "$@" --
-            set -- "$@" "$CARGO_TARGET_DIR/$target/release/soak" --suite soak --smp 4 --cpu max --timeout 120 --args "seed=$seed"
-        done
+        [ $# -eq 0 ] || set -- "$@" --
+        set -- "$@" \
+            "$CARGO_TARGET_DIR/{{ x86 }}/release/soak" --suite soak --smp 4 --cpu max --timeout 120 --nmis 3 --args "seed=$seed" -- \
+            "$CARGO_TARGET_DIR/{{ arm }}/release/soak" --suite soak --smp 4 --cpu max --timeout 120 --args "seed=$seed" -- \
+            "$CARGO_TARGET_DIR/{{ arm }}/release/soak" --suite soak --smp 4 --timeout 120 --args "seed=$seed asids=low"
         rounds=$((rounds - 1)) seed=$((seed + 1))
     done
     {{ runner }} suite "$@"

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use crate::image;
 use crate::inputs;
 use crate::lines::LineEnds;
 use crate::machine::Machine;
+use crate::monitor::Monitor;
 use crate::options::Boot;
 use crate::summary::Summary;
 use crate::terminal::Terminal;
@@ -41,7 +43,26 @@ pub(crate) fn run(boot: &Boot) -> Result<bool, Error> {
 
 /// Boots, shows the output, judges, and explains a failure on standard error.
 pub(crate) fn observe(boot: &Boot) -> Result<Outcome, Error> {
-    watched(boot, &[])
+    let Some(interval) = boot.nmis else {
+        return watched(boot, &[]);
+    };
+    let folder = socket_folder()?;
+    let monitor = Monitor::in_folder(folder.path());
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let sender = scope.spawn(|| monitor.send_nmis(interval, &stop));
+        let outcome = watched(boot, &monitor.options());
+        stop.store(true, Ordering::Relaxed);
+        let sent = sender.join().unwrap_or_default();
+        if !boot.dry_run {
+            eprintln!("qemu-runner: {sent} NMIs sent through the monitor");
+        }
+        outcome
+    })
+}
+
+fn socket_folder() -> Result<tempfile::TempDir, Error> {
+    tempfile::tempdir().map_err(|error| Error::new(format!("cannot make a folder for a socket: {error}")))
 }
 
 /// Boots under the debugger stub, with the guest stopped at its first instruction and in the hands of `driver`, on a thread of
@@ -52,8 +73,7 @@ pub(crate) fn drive<T: Send>(
     driver: impl FnOnce(Gdb) -> Result<T, Error> + Send,
 ) -> Result<(Outcome, Result<T, Error>), Error> {
     let machine = image::machine_of(&boot.image)?;
-    let unusable = |error: io::Error| Error::new(format!("cannot make a folder for a socket: {error}"));
-    let folder = tempfile::tempdir().map_err(unusable)?;
+    let folder = socket_folder()?;
     let socket = folder.path().join("gdb");
     let mut stub = OsString::from("unix:");
     stub.push(&socket);

@@ -19,6 +19,7 @@ mod inputs;
 mod kernel;
 mod lines;
 mod machine;
+mod monitor;
 mod options;
 mod packet;
 mod route;

@@ -23,6 +23,7 @@ Boots a kernel image in QEMU, shows what it prints and judges how it ended.
     --machine OPTIONS    more of QEMU's options for the machine, such as mte=on
     --memory SIZE        RAM (512M)
     --smp N              number of CPUs (1)
+    --nmis MILLISECONDS  send an NMI to all CPUs so often (q35)
     --icount             make the guest clock count executed instructions
     --args STRING        arguments for the guest
     --directory DIR      where relative names of FILEs start from
@@ -50,6 +51,8 @@ pub(crate) struct Boot {
     pub(crate) memory: String,
     pub(crate) cpus: u32,
     pub(crate) icount: bool,
+    /// How often the machine's operator sends NMIs.
+    pub(crate) nmis: Option<Duration>,
     pub(crate) arguments: String,
     pub(crate) timeout: Duration,
     pub(crate) suite: Option<String>,
@@ -72,6 +75,7 @@ impl Boot {
             memory: "512M".to_owned(),
             cpus: 1,
             icount: false,
+            nmis: None,
             arguments: String::new(),
             timeout: Duration::from_secs(60),
             suite: None,
@@ -97,6 +101,10 @@ impl Boot {
                 Arg::Long("memory") => boot.memory = parser.value()?.string()?,
                 Arg::Long("smp") => boot.cpus = number(&mut parser, "--smp")?,
                 Arg::Long("icount") => boot.icount = true,
+                Arg::Long("nmis") => {
+                    let milliseconds = number(&mut parser, "--nmis")?;
+                    boot.nmis = Some(Duration::from_millis(milliseconds.into()));
+                }
                 Arg::Long("args") => boot.arguments = parser.value()?.string()?,
                 Arg::Long("directory") => boot.inputs.directory = Some(parser.value()?.into()),
                 Arg::Long("timeout") => boot.timeout = Duration::from_secs(number(&mut parser, "--timeout")?.into()),
@@ -166,8 +174,10 @@ fn boots(arguments: &[OsString]) -> Result<Vec<Boot>, Error> {
 /// Boots under a debugger of the runner's own.
 fn driven(arguments: &[OsString]) -> Result<Vec<Boot>, Error> {
     let boots = boots(arguments)?;
-    if boots.iter().any(|boot| boot.gdb || boot.dry_run || boot.icount) {
-        return Err(Error::new("--gdb, --dry-run and --icount don't go with inject and trace, which drive the guest"));
+    if boots.iter().any(|boot| boot.gdb || boot.dry_run || boot.icount || boot.nmis.is_some()) {
+        return Err(Error::new(
+            "--gdb, --dry-run, --icount and --nmis don't go with inject and trace, which drive the guest",
+        ));
     }
     Ok(boots)
 }
