@@ -14,7 +14,15 @@
 //!
 //! A kernel implements [`Host`], makes one [`Hal`], and calls [`Hal::start_cpu`](sandbox_core::Hal::start_cpu) on each CPU;
 //! then it makes a [`Sandbox`] wherever it needs one. This crate picks the backend for the target; all else
-//! is `sandbox-core`.
+//! is `sandbox-core`. `docs/add-to-your-kernel.md` in the repository is the checklist.
+//!
+//! * **Arguments**: a tuple of up to [`MAX_ARGUMENTS`] of [`In`], [`Out`], [`InOut`] and [`Val`] (up to [`MAX_VALUE`] bytes). Results
+//!   have up to [`MAX_RESULT`] bytes. Types of your own derive `FromBytes`, `IntoBytes` and `Immutable` of zerocopy 0.8.
+//! * **Limits**: [`Sandbox::limit_time`](sandbox_core::Sandbox::limit_time) and
+//!   [`Sandbox::cancel_by`](sandbox_core::Sandbox::cancel_by) stop a call that takes too long. What
+//!   [`Sandbox::start`](sandbox_core::Sandbox::start) began can go on afterwards: [`Run::resume`](sandbox_core::Run::resume).
+//! * **Targets**: `x86_64-unknown-none`, `aarch64-unknown-none-softfloat` and `aarch64-unknown-none`. On others there is no
+//!   backend, and only what is common to all is here.
 
 #![no_std]
 

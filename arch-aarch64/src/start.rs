@@ -19,7 +19,8 @@ use crate::probe::{self, Cpu};
 /// What the HAL needs to know of a CPU when it starts there.
 ///
 /// Starting a CPU with it also says that the host keeps this CPU's MAIR_EL1, TCR_EL1 and those bits of SCTLR_EL1 as they are
-/// that concern translation, endianness, pointer authentication, memory tagging and non-maskable interrupts.
+/// that concern translation, endianness, pointer authentication, memory tagging and non-maskable interrupts. Start-up changes
+/// nothing but TCR_EL1.E0PD, and that only with [`clear_e0pd`](CpuConfig::clear_e0pd).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct CpuConfig {

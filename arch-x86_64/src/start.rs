@@ -1,11 +1,8 @@
 //! Making a CPU ready: the exception table and descriptor table of the gate, and the stacks in the host's task state.
 //!
-//! What changes on the CPU, once: GDTR points to a copy of the host's table with two ring-3 segments behind it; TR names
-//! the host's own task state through a second mapping of it, with a limit that ends before any I/O bitmap; five interrupt
-//! stack table entries that the host does not use point to the gate's stacks; an I/O bitmap base that points into the task
-//! state itself (zero, as many kernels leave it) is moved behind its end, or the stack pointers there would be permissions; a null
-//! LDTR loses the table that a reset leaves behind it. The host goes on writing to its task state where it always did. Its old descriptor table is out of use: what it changes there later
-//! has no effect, and GDTR says where the copy is.
+//! What changes on the CPU, once, is listed at [`CpuConfig`]. The I/O bitmap base is moved since one that points into the task
+//! state itself (zero, as many kernels leave it) would make permissions of the stack pointers there. The host goes on writing to
+//! its task state where it always did; its old descriptor table is out of use, and GDTR says where the copy is.
 
 use core::mem::offset_of;
 use core::ptr::NonNull;
@@ -23,10 +20,17 @@ use crate::state::Closures;
 
 /// What the HAL needs to know of a CPU when it starts there.
 ///
-/// Starting a CPU with it also says that the host maps no page global that unprivileged code may use: such a translation would
-/// outlive the switch to a view. (Global pages for privileged code are harmless: the first spurious fault that one makes
-/// has this CPU run sandboxes with CR4.PGE off.) That the host has set EFER.SCE, IA32_SYSENTER_CS, CR4 and XCR0 as they will
-/// stay, on this CPU. And that devices raise only vectors from 32 on.
+/// Starting a CPU with it also says:
+///
+/// 1. The host maps no page global that unprivileged code may use: such a translation would outlive the switch to a view.
+///    (Global pages for privileged code are harmless: the first spurious fault that one makes has this CPU run sandboxes with
+///    CR4.PGE off.)
+/// 2. EFER.SCE, IA32_SYSENTER_CS, CR4 and XCR0 are as they will stay on this CPU.
+/// 3. Devices raise only vectors from 32 on.
+/// 4. The host agrees to what start-up changes, and leaves it so: GDTR names a copy of its table with two ring-3 segments behind
+///    it (what changes in its own table afterwards has no effect); TR names its own task state through a second mapping, with a limit
+///    that ends before any I/O bitmap, whose base is moved behind the task state's end if it was lower; the five `free_stacks`
+///    entries are the gate's; a null LDTR loses the table that a reset leaves behind it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct CpuConfig {

@@ -15,7 +15,7 @@ pub const MAX_RESULT: usize = 1024;
 /// The strictest alignment that a buffer can have.
 const MAX_ALIGN: usize = crate::addr::PAGE_SIZE;
 
-/// An input: the sandbox gets a copy. What it does to the copy stays there.
+/// An input of any length: the sandbox gets a copy. What it does to the copy stays there.
 #[derive(Debug)]
 pub struct In<'a, T: ?Sized>(pub &'a T);
 /// An output: zeroes in the sandbox at first, copied out after a completed return.
@@ -56,7 +56,8 @@ const _: () = assert!(size_of::<Block>() <= crate::addr::PAGE_SIZE / 2 && align_
 const _: () = assert!(core::mem::offset_of!(Block, values).is_multiple_of(MAX_VALUE));
 const _: () = assert!(core::mem::offset_of!(Block, result).is_multiple_of(64));
 
-/// Data that can be copied into a sandbox: plain values without padding, slices of them, and `str`.
+/// Data that can be copied into a sandbox: plain values without padding (zerocopy's `IntoBytes` and `Immutable`), slices of them,
+/// and `str`.
 ///
 /// # Safety
 ///
@@ -75,7 +76,8 @@ pub unsafe trait Input: 'static {
     unsafe fn view<'g>(address: *const u8, len: usize) -> &'g Self;
 }
 
-/// Data that can be copied out of a sandbox: plain values that are valid for every bit pattern, and slices of them.
+/// Data that can be copied out of a sandbox: plain values that are valid for every bit pattern (zerocopy's `FromBytes` too), and
+/// slices of them.
 ///
 /// # Safety
 ///

@@ -27,7 +27,7 @@ pub enum ExitReason {
     HostCall(u64),
     /// The run was stopped from outside.
     Preempted(Preemption),
-    /// The code panicked. Not raised yet: a panic ends as what the kernel's panic handler does first.
+    /// The code panicked. Nothing raises this: a panic ends as what the kernel's panic handler does first.
     Panicked,
     /// An exception without a name of its own; what the CPU said of it.
     Unknown(Syndrome),

@@ -76,8 +76,11 @@ pub unsafe trait Host: Send + Sync + 'static {
 
     /// Maps `frames` at consecutive pages in every address space that a sandbox may be called in: privileged only, with
     /// `permissions`, 4 KiB pages (not marked contiguous), ordinary write-back memory, and not in the window. Returns the first
-    /// page; `None` if there is no room. All calls should map in one half of the address space, where there are two. Permissions are `rw-` for the gate's data, and `r-x` where a backend needs the gate's code a second time.
-    /// `Frame`s can be the host's own: such code, or the page of a CPU's task state.
+    /// page; `None` if there is no room. There are no more than [`MAX_GATE_FRAMES`](crate::arch::MAX_GATE_FRAMES) frames in a
+    /// call. All calls should map in one half of the address space, where there are two.
+    ///
+    /// Permissions are `rw-` for the gate's data, on each CPU once, and `r-x` where a backend needs the gate's code a second time
+    /// (AArch64; once). Frames can be the host's own: such code, or the page of a CPU's task state (x86-64).
     ///
     /// # Safety
     ///
@@ -86,7 +89,7 @@ pub unsafe trait Host: Send + Sync + 'static {
     unsafe fn map_gate(&self, frames: &[Frame], permissions: Permissions) -> Option<Page>;
 
     /// Addresses that sandboxes use for their stacks and buffers, the same in all of them. A gigabyte is plenty; no less than
-    /// two megabytes.
+    /// two megabytes, in one half of the address space, not from address 0 on, and nothing of the host's mapped there.
     fn window(&self) -> PageRange;
 
     /// The parts of the image that sandboxes may use.

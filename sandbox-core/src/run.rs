@@ -1,8 +1,9 @@
 //! A call in progress.
 //!
 //! A run is a value: stepping it enters the sandbox, and it comes back when an interrupt was handled, a value returned, or
-//! the code ended otherwise. Limits are looked at before each entry, so an interrupt is handled before it stops a call. A suspended run owns its borrows, so what its outputs refer to stays untouched until it has
-//! completed, and dropping it abandons the call.
+//! the code ended otherwise. Limits are looked at before each entry, so an interrupt is handled before it stops a call. A
+//! suspended run owns its borrows, so what its outputs refer to stays untouched until it has completed, and dropping it
+//! abandons the call.
 
 use core::marker::PhantomData;
 use core::time::Duration;
@@ -22,7 +23,7 @@ use crate::sandbox::Sandbox;
 use crate::view::ViewMemory;
 
 /// A call that has begun and not ended.
-#[must_use = "a run does nothing until it is stepped"]
+#[must_use = "a run does nothing until it is resumed or stepped"]
 pub struct Run<'r, 'a, H: Host, A: Arch, T: Arguments, R> {
     sandbox: &'r mut Sandbox<'a, H, A>,
     arguments: T,
@@ -43,13 +44,13 @@ pub(crate) enum Stop<R> {
 }
 
 /// What became of a run.
-#[must_use = "a run that stopped has to be stepped again, or is given up"]
+#[must_use = "a run that stopped has to be resumed or stepped, or is given up"]
 pub enum Progress<'r, 'a, H: Host, A: Arch, T: Arguments, R> {
     /// The function returned this, and the outputs are written.
     Returned(R),
     /// An interrupt was handled, or the CPU's caches were put right: step again to go on.
     Suspended(Run<'r, 'a, H, A, T, R>),
-    /// It was stopped from outside, before its next instruction. Step it to go on from there, or drop it.
+    /// It was stopped from outside, before its next instruction. Resume or step it to go on from there, or drop it.
     Preempted(Preemption, Run<'r, 'a, H, A, T, R>),
     /// The code ended without returning. The outputs are as they were.
     Exited(Exit),

@@ -233,7 +233,8 @@ impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
     }
 
     /// Gives each call from now on so much time, counted from its [`start`](Sandbox::start), or takes the limit away. A call
-    /// that takes longer is stopped as [`Preemption::Deadline`](crate::Preemption), at the first interrupt after its time.
+    /// that takes longer is stopped as [`Preemption::Deadline`](crate::Preemption), at the first interrupt after its time. What
+    /// runs on then, by [`Run::resume`], has no limit any more, unless [`Run::limit_time`] gives it another.
     ///
     /// # Errors
     ///
@@ -247,7 +248,8 @@ impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
         Ok(())
     }
 
-    /// Lets `cancel` stop each call from now on, as [`Preemption::Cancelled`](crate::Preemption).
+    /// Lets `cancel` stop each call from now on, as [`Preemption::Cancelled`](crate::Preemption), or nothing. It must live as long as
+    /// the sandbox: a `static` does.
     pub fn cancel_by(&mut self, cancel: Option<&'a Cancel>) {
         self.limits.cancel = cancel;
         self.special = self.vectors.is_some() || self.limits.any();
@@ -274,7 +276,7 @@ impl<'a, H: Host, A: Arch> Sandbox<'a, H, A> {
         }
     }
 
-    /// Prepares a call without running it: [`Run::step`] does that, bit by bit.
+    /// Prepares a call without running it: [`Run::resume`] does that, and [`Run::step`] bit by bit.
     ///
     /// # Errors
     ///
