@@ -15,7 +15,8 @@ use crate::gate::{self, FIQ, FRAME_END, Gate, IRQ, RETURNED, State};
 use crate::probe::Cpu;
 use crate::registers::Registers;
 use crate::start::{self, CpuConfig};
-use crate::state::{Closed, host_pstate, pstate, sandbox_pstate};
+use crate::state::{Closed, hidden_error, host_pstate, pstate, sandbox_pstate};
+use crate::system;
 use crate::vectors::{self, sandbox_vectors_enter};
 
 /// The AArch64 backend.
@@ -212,6 +213,28 @@ unsafe fn prepare_switch(state: *mut State, roots: &ViewRoots, asid: u16) {
     }
 }
 
+/// DISR_EL1, on CPUs that have it.
+///
+/// # Safety
+///
+/// 1. `state` is this CPU's, and nobody else's until interrupts are on again.
+#[inline(always)]
+unsafe fn deferred_error(state: *const State) -> u64 {
+    // SAFETY: (1): what the CPU has was found on it.
+    unsafe { if (*state).units.deferred_errors { system::read_disr() } else { 0 } }
+}
+
+/// Tells the host of an SError that the sandbox kept from it; it was entered at `pc`.
+///
+/// # Safety
+///
+/// 1. `state` is this CPU's, the run has ended, and all exceptions are masked.
+#[cold]
+unsafe fn report_hidden_error(state: *const State, syndrome: u64, pc: u64) -> ! {
+    // SAFETY: (1): the hook is called as by an exception of the gate's own.
+    unsafe { gate::fatal(state.cast::<u8>().add(FRAME_END), syndrome, pc, 0) }
+}
+
 /// Runs a sandbox, with vector registers if there is a place for them.
 ///
 /// # Safety
@@ -245,12 +268,17 @@ unsafe fn run(
             None => Closed::close((*state).units),
             Some(_) => Closed::close_with_vectors((*state).units)?,
         };
+        let errors = deferred_error(state);
         let sp = state.cast::<u8>().add(FRAME_END);
         let ending = match vectors {
             None => ((*state).enter)(sp, registers),
             Some(area) => sandbox_vectors_enter(sp, registers, area.sandbox, area.host, (*state).enter),
         };
         closed.open();
+        let now = deferred_error(state);
+        if let Some(syndrome) = hidden_error(errors, now) {
+            report_hidden_error(state, syndrome, registers.pc);
+        }
         (state, ending)
     };
     if ending == RETURNED {

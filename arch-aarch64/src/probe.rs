@@ -105,6 +105,7 @@ mod cpu {
     const PFR1_MTE: u32 = 8;
     const PFR1_GCS: u32 = 44;
     /// ID_AA64PFR0_EL1.
+    const PFR0_RAS: u32 = 28;
     const PFR0_AMU: u32 = 44;
     const PFR0_DIT: u32 = 48;
     /// ID_AA64MMFR1_EL1.
@@ -172,6 +173,7 @@ mod cpu {
         Units {
             performance_monitors: !matches!(field(ID_AA64DFR0_EL1.get(), DFR0_PMU), 0 | 15),
             activity_monitors: field(ID_AA64PFR0_EL1.get(), PFR0_AMU) != 0,
+            deferred_errors: field(ID_AA64PFR0_EL1.get(), PFR0_RAS) != 0,
         }
     }
 }

@@ -11,6 +11,7 @@
 //! | NZCV | the sandbox's own; clear at the start of a call | undefined, as after any call | [`sandbox_pstate`] | poison; unit test |
 //! | PSTATE.D, I, F | the caller's; EL0 cannot change them (SCTLR_EL1.UMA) | all masked, until the HAL restores the caller's | [`sandbox_pstate`] | `a_masked_caller_has_its_sandbox_masked`; unit test |
 //! | PSTATE.A | set: an SError waits for the host's own mask | masked | [`sandbox_pstate`] | unit tests here and in gate.rs; note below |
+//! | DISR_EL1 | the host's; written by EL0's ESB | as before, or the host is told: note below | arch.rs | auditor; unit test |
 //! | PSTATE.PAN, UAO, TCO | PAN set, the others clear; without meaning at EL0, except TCO where the host uses no tags | the host's, where the CPU has them | exit.s | auditor, poison; unit test |
 //! | PSTATE.DIT | the host's or the sandbox's own, whichever is stricter | the host's | exit.s | auditor, poison; unit test |
 //! | PSTATE.SSBS | the host's; clear (the strict value) where the CPU can't tell | the host's, or what every exception sets | exit.s | auditor, poison; unit test |
@@ -43,9 +44,11 @@
 //! every case, *poison* sets what EL0 can set and leaves in each way, *leaks* fills the host's registers with patterns and looks for
 //! them, *translations* is the file of that name. The suite runs under both policies.
 //!
-//! An SError that becomes pending during a run: it stays so, since PSTATE.A is set for EL0 and the CPU sets it for the gate, and
-//! nothing before the caller's DAIF is put back clears it or consumes the exception (there is no ESB in the gate). Then the
-//! host's vectors take it, at the `isb` of `forward` or the first instruction that finds it unmasked. QEMU's virt can make one
+//! An SError that is pending during a run stays so, since PSTATE.A is set for EL0 and the CPU sets it for the gate, and
+//! nothing of the gate's consumes it before the caller's DAIF is put back. But ESB, which no control register keeps from EL0, can:
+//! it turns a masked SError into a record in DISR_EL1 (Arm ARM, section C6.2, "ESB"). So that register is compared after each
+//! run, and an error that the sandbox hid is reported to the host ([`hidden_error`]), which cannot be given its SError any more.
+//! Otherwise the host's vectors take it, at the `isb` of `forward` or the first instruction that finds it unmasked. QEMU's virt can make one
 //! pending only from EL2 (HCR_EL2.VSE), where its host doesn't run, so this is held by unit tests: that A is set in every
 //! `pstate`, that the gate has no instruction that writes DAIF, and that its SError vectors report.
 //!
@@ -89,6 +92,18 @@ pub(crate) fn sandbox_pstate(own: u64, daif: u64, host: u64, features: u64) -> u
         | pstate::A
         | features & pstate::PAN
         | host & features & (pstate::SSBS | pstate::DIT)
+}
+
+/// The syndrome of the SError that the sandbox hid from the host, if DISR_EL1 was `before` and is `now`: there is one more, or
+/// another, in the register than the host's own.
+pub(crate) fn hidden_error(before: u64, now: u64) -> Option<u64> {
+    /// An error was deferred.
+    const DEFERRED: u64 = 1 << 31;
+    /// What has the same place in ESR_EL1: IDS and the syndrome proper.
+    const DETAIL: u64 = (1 << 25) - 1;
+    /// The class of SErrors, for a 32-bit instruction.
+    const CLASS: u64 = 0x2f << 26 | 1 << 25;
+    (now != before && now & DEFERRED != 0).then_some(CLASS | now & DETAIL)
 }
 
 /// What must be clear and what set in a control register while a sandbox runs.
@@ -150,6 +165,8 @@ const MONITORS: Closure = Closure { clear: u64::MAX, set: 0 };
 pub(crate) struct Units {
     pub(crate) performance_monitors: bool,
     pub(crate) activity_monitors: bool,
+    /// ESB and DISR_EL1.
+    pub(crate) deferred_errors: bool,
 }
 
 /// The control registers that decide what EL0 may use.
@@ -370,6 +387,15 @@ mod tests {
     fn the_hosts_policy_holds() {
         assert_eq!(sandbox_pstate(0, 0, ALL, ALL), pstate::A | pstate::PAN | pstate::SSBS | pstate::DIT);
         assert_eq!(sandbox_pstate(0, 0, u64::MAX, 0), pstate::A);
+    }
+
+    #[test]
+    fn errors_that_a_sandbox_hides_show() {
+        const DEFERRED: u64 = 1 << 31;
+        assert_eq!(hidden_error(0, 0), None);
+        assert_eq!(hidden_error(DEFERRED | 5, DEFERRED | 5), None);
+        assert_eq!(hidden_error(0, DEFERRED), Some(0xbe00_0000));
+        assert_eq!(hidden_error(DEFERRED | 5, DEFERRED | 1 << 24 | 6), Some(0xbf00_0006));
     }
 
     #[test]

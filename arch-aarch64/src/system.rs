@@ -73,6 +73,8 @@ reads! {
     read_ssbs: "s3_3_c4_c2_6";
     /// PSTATE.TCO.
     read_tco: "s3_3_c4_c2_7";
+    /// DISR_EL1.
+    read_disr: "s3_0_c12_c1_1";
     /// PMUSERENR_EL0.
     read_pmuserenr: "s3_3_c9_c14_0";
     /// AMUSERENR_EL0.

@@ -127,6 +127,7 @@ pub unsafe trait Host: Send + Sync + 'static {
     }
 
     /// The HAL's own code was interrupted by an exception that cannot happen: a bug of the HAL or a broken promise of the
-    /// host's. Called with interrupts masked on the host's stack; does not return.
+    /// host's. Or a sandbox has turned an error interrupt (AArch64's SError), which was the host's to take, into a mere record; it
+    /// can't be raised again. Called with interrupts masked on the host's stack; does not return.
     fn fatal(&self, report: &FatalReport) -> !;
 }
