@@ -12,7 +12,8 @@ use crate::host::Host;
 ///
 /// It is tied to a sandbox with [`Sandbox::cancel_by`](crate::Sandbox::cancel_by). The request stays until it is
 /// [`reset`](Cancel::reset): every call in between ends at once. Several sandboxes may share one; those that run at the same
-/// time are all stopped, but only one of them is interrupted for it, the others at the next interrupt of their CPUs.
+/// time are all stopped, but at most one of them is interrupted for it (none, if another was left since it was entered), the
+/// others at the next interrupt of their CPUs.
 #[derive(Debug, Default)]
 pub struct Cancel {
     requested: AtomicBool,
