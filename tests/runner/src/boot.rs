@@ -44,14 +44,15 @@ pub(crate) fn run(boot: &Boot) -> Result<bool, Error> {
 /// Boots, shows the output, judges, and explains a failure on standard error.
 pub(crate) fn observe(boot: &Boot) -> Result<Outcome, Error> {
     let Some(interval) = boot.nmis else {
-        return watched(boot, &[]);
+        return watched(boot, &[], None);
     };
     let folder = socket_folder()?;
     let monitor = Monitor::in_folder(folder.path());
-    let stop = AtomicBool::new(false);
+    // Firmware lets NMIs through, and a kernel has no handler for them at first: not before it has said something.
+    let (begun, stop) = (AtomicBool::new(false), AtomicBool::new(false));
     thread::scope(|scope| {
-        let sender = scope.spawn(|| monitor.send_nmis(interval, &stop));
-        let outcome = watched(boot, &monitor.options());
+        let sender = scope.spawn(|| monitor.send_nmis(interval, &begun, &stop));
+        let outcome = watched(boot, &monitor.options(), Some(&begun));
         stop.store(true, Ordering::Relaxed);
         let sent = sender.join().unwrap_or_default();
         if !boot.dry_run {
@@ -82,13 +83,14 @@ pub(crate) fn drive<T: Send>(
     extra.extend(options.iter().map(OsString::from));
     thread::scope(|scope| {
         let drive = scope.spawn(|| driver(Gdb::connect(&socket, machine)?));
-        let outcome = watched(boot, &extra)?;
+        let outcome = watched(boot, &extra, None)?;
         let driven = drive.join().unwrap_or_else(|_| Err(Error::new("the driver of the guest panicked")));
         Ok((outcome, driven))
     })
 }
 
-fn watched(boot: &Boot, extra: &[OsString]) -> Result<Outcome, Error> {
+/// `begun` is set when the guest prints something.
+fn watched(boot: &Boot, extra: &[OsString], begun: Option<&AtomicBool>) -> Result<Outcome, Error> {
     let machine = image::machine_of(&boot.image)?;
     let files = inputs::check(&boot.inputs)?;
     let mut arguments = command::arguments(boot, machine, &files, Terminal::on_stdout());
@@ -115,7 +117,10 @@ fn watched(boot: &Boot, extra: &[OsString]) -> Result<Outcome, Error> {
     let mut transcript = Transcript::of(boot);
     let ending = qemu.watch(boot.time_limit(), |speaker, bytes| {
         match speaker {
-            Speaker::Guest => transcript.guest_says(bytes),
+            Speaker::Guest => {
+                begun.inspect(|begun| begun.store(true, Ordering::Relaxed));
+                transcript.guest_says(bytes);
+            }
             Speaker::Qemu => transcript.qemu_says(bytes),
         }
         if boot.quiet { Ok(()) } else { speaker.show(bytes) }

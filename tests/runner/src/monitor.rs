@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-/// How long a monitor is waited for that isn't there yet, or no more.
+/// How often something is looked for that isn't there yet.
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// A monitor that QEMU is to have.
@@ -31,8 +31,11 @@ impl Monitor {
         ["-qmp".into(), place]
     }
 
-    /// Sends an NMI each `interval`, until `stop` is set or QEMU ends; how many.
-    pub(crate) fn send_nmis(&self, interval: Duration, stop: &AtomicBool) -> u64 {
+    /// Sends an NMI each `interval`, from when `begun` is set until `stop` is or QEMU ends; how many.
+    pub(crate) fn send_nmis(&self, interval: Duration, begun: &AtomicBool, stop: &AtomicBool) -> u64 {
+        while !begun.load(Ordering::Relaxed) && !stop.load(Ordering::Relaxed) {
+            thread::sleep(PAUSE);
+        }
         let mut stream = loop {
             if stop.load(Ordering::Relaxed) {
                 return 0;
@@ -72,7 +75,7 @@ mod tests {
         let listener = UnixListener::bind(&monitor.socket).unwrap();
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
-            let sender = scope.spawn(|| monitor.send_nmis(Duration::from_millis(1), &stop));
+            let sender = scope.spawn(|| monitor.send_nmis(Duration::from_millis(1), &AtomicBool::new(true), &stop));
             let mut lines = BufReader::new(listener.accept().unwrap().0).lines();
             assert_eq!(lines.next().unwrap().unwrap(), "{\"execute\":\"qmp_capabilities\"}");
             for _ in 0..3 {
@@ -86,6 +89,9 @@ mod tests {
     #[test]
     fn a_monitor_that_never_comes_is_given_up() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(Monitor::in_folder(folder.path()).send_nmis(PAUSE, &AtomicBool::new(true)), 0);
+        assert_eq!(
+            Monitor::in_folder(folder.path()).send_nmis(PAUSE, &AtomicBool::new(false), &AtomicBool::new(true)),
+            0
+        );
     }
 }

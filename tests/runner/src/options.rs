@@ -23,7 +23,7 @@ Boots a kernel image in QEMU, shows what it prints and judges how it ended.
     --machine OPTIONS    more of QEMU's options for the machine, such as mte=on
     --memory SIZE        RAM (512M)
     --smp N              number of CPUs (1)
-    --nmis MILLISECONDS  send an NMI to all CPUs so often (q35)
+    --nmis MILLISECONDS  send an NMI to all CPUs so often, once it prints (q35)
     --icount             make the guest clock count executed instructions
     --args STRING        arguments for the guest
     --directory DIR      where relative names of FILEs start from

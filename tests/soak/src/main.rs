@@ -65,6 +65,7 @@ fn soak(hal: &'static Hal<Qemu>, seed: u64, work: u64) -> Result<Tally, String> 
     time::set_tick_rate(TICK_RATE);
     cpu::on_each(&time::start_tick);
     round(hal, seed, WARM_UP)?;
+    println!("seed {seed}, {} CPUs: begins", cpu::count());
     let before = memory::free_frames();
     let tally = round(hal, seed, work)?;
     let after = memory::free_frames();
