@@ -99,6 +99,8 @@ impl<'k> Campaign<'k> {
         self.insert(self.guest.reached)?;
         self.next_stop()?;
         self.lines = self.guest.lines(&mut self.gdb)?;
+        let moved = self.guest.moved_gate(&mut self.gdb, self.kernel)?;
+        self.gdb.set_moved(moved);
         for &source in sources(self.kernel.machine) {
             let is_line = matches!(source, Source::Ordinary | Source::Fast);
             self.guest.keep_lines(&mut self.gdb, is_line)?;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::machine::Machine;
+use crate::moved::Moved;
 use crate::packet::{Decoder, Piece, encode, hex, number, unhex};
 
 /// How long QEMU may take to open its socket.
@@ -42,6 +43,7 @@ pub(crate) struct Gdb {
     machine: Machine,
     physical: bool,
     stepping: Option<Pending>,
+    moved: Moved,
 }
 
 fn lost(error: impl std::fmt::Display) -> Error {
@@ -59,7 +61,7 @@ impl Gdb {
                 Err(_) => thread::sleep(LOOK),
             }
         };
-        let mut gdb = Self { stream, decoder: Decoder::default(), machine, physical: false, stepping: None };
+        let mut gdb = Self { stream, decoder: Decoder::default(), machine, physical: false, stepping: None, moved: Moved::default() };
         // The stub gives single registers only to those who have read the description.
         gdb.ask("qSupported:xmlRegisters=i386,arm")?;
         gdb.ask("qXfer:features:read:target.xml:0,ffb")?;
@@ -159,12 +161,17 @@ impl Gdb {
         self.resume("s")
     }
 
+    /// From here on all addresses of instructions are those of the symbols, wherever the code runs.
+    pub(crate) fn set_moved(&mut self, moved: Moved) {
+        self.moved = moved;
+    }
+
     pub(crate) fn insert(&mut self, address: u64) -> Result<(), Error> {
-        self.tell(&format!("Z0,{address:x},{}", self.breakpoint_size()))
+        self.tell(&format!("Z0,{:x},{}", self.moved.to(address), self.breakpoint_size()))
     }
 
     pub(crate) fn remove(&mut self, address: u64) -> Result<(), Error> {
-        self.tell(&format!("z0,{address:x},{}", self.breakpoint_size()))
+        self.tell(&format!("z0,{:x},{}", self.moved.to(address), self.breakpoint_size()))
     }
 
     fn breakpoint_size(&self) -> u32 {
@@ -181,10 +188,11 @@ impl Gdb {
 
     /// The program counter.
     pub(crate) fn pc(&mut self) -> Result<u64, Error> {
-        self.register(match self.machine {
+        let address = self.register(match self.machine {
             Machine::Q35 => 16,
             Machine::Virt => 32,
-        })
+        })?;
+        Ok(self.moved.from(address))
     }
 
     /// The stack pointer.
@@ -290,7 +298,7 @@ mod tests {
             // Keeps the connection until the client's end goes.
             let _ = std::io::copy(&mut other, &mut std::io::sink());
         });
-        Gdb { stream, decoder: Decoder::default(), machine: Machine::Q35, physical: false, stepping: None }
+        Gdb { stream, decoder: Decoder::default(), machine: Machine::Q35, physical: false, stepping: None, moved: Moved::default() }
     }
 
     fn script(packets: &[&str]) -> Vec<u8> {

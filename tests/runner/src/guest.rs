@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::gdb::Gdb;
 use crate::kernel::Kernel;
+use crate::moved::Moved;
 
 /// What arrives in the guest. The numbers are the guest's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,6 +49,7 @@ pub(crate) struct Guest {
     over: u64,
     quiet: u64,
     lines: u64,
+    code: u64,
     counts: u64,
     log: u64,
 }
@@ -59,6 +61,7 @@ impl Guest {
             over: kernel.physical("windows_over")?,
             quiet: kernel.physical("windows_quiet")?,
             lines: kernel.physical("windows_lines")?,
+            code: kernel.physical("windows_code")?,
             counts: kernel.physical("windows_counts")?,
             log: kernel.physical("windows_log")?,
         })
@@ -78,6 +81,17 @@ impl Guest {
     pub(crate) fn lines(&self, gdb: &mut Gdb) -> Result<[u64; 2], Error> {
         let lines = gdb.load_physical(self.lines, 2)?;
         Ok([lines[0], lines[1]])
+    }
+
+    /// Where the gate's code runs, when the HAL is there.
+    pub(crate) fn moved_gate(&self, gdb: &mut Gdb, kernel: &Kernel) -> Result<Moved, Error> {
+        match gdb.load_physical(self.code, 1)?[0] {
+            0 => Ok(Moved::default()),
+            address => {
+                let linked = kernel.symbol("sandbox_gate_start")?..kernel.symbol("sandbox_gate_end")?;
+                Ok(Moved::new(linked, address))
+            }
+        }
     }
 
     /// How often each source was recorded.

@@ -20,6 +20,7 @@ mod kernel;
 mod lines;
 mod machine;
 mod monitor;
+mod moved;
 mod options;
 mod packet;
 mod route;

@@ -87,6 +87,8 @@ fn trace(gdb: &mut Gdb, kernel: &Kernel, guest: Guest, log: &Path) -> Result<Tra
             return Err(Error::new(format!("the guest stopped at {}, where nobody asked it to", kernel.place(at))));
         }
         let phase = Phase::of(gdb.argument()?)?;
+        let moved = guest.moved_gate(gdb, kernel)?;
+        gdb.set_moved(moved.clone());
         match (phase, part.take()) {
             (Phase::TicksWithout | Phase::TicksWith | Phase::Arrivals, None) => {
                 part = Some(phase);
@@ -98,7 +100,7 @@ fn trace(gdb: &mut Gdb, kernel: &Kernel, guest: Guest, log: &Path) -> Result<Tra
                 gdb.monitor("log none")?;
                 gdb.monitor("singlestep off")?;
                 let unreadable = |error| Error::new(format!("cannot read the trace: {error}"));
-                let executed = File::open(log).and_then(|file| trace_log::read(BufReader::new(file)));
+                let executed = File::open(log).and_then(|file| trace_log::read(BufReader::new(file), &moved));
                 *match began {
                     Phase::TicksWithout => &mut traces.without,
                     Phase::TicksWith => &mut traces.with,

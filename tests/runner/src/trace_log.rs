@@ -3,6 +3,7 @@
 
 use std::io::{self, BufRead};
 
+use crate::moved::Moved;
 use crate::packet::number;
 
 /// A block begins to run: `Trace 0: 0x7f.. [cs base/address/flags/cflags] symbol`.
@@ -10,8 +11,8 @@ const STARTED: &[u8] = b"Trace ";
 /// The block before did not: `Stopped execution of TB chain before 0x7f.. [address] symbol`.
 const STOPPED: &[u8] = b"Stopped execution of TB chain before ";
 
-/// The addresses of the instructions that were executed, in order.
-pub(crate) fn read(mut log: impl BufRead) -> io::Result<Vec<u64>> {
+/// The addresses of the instructions that were executed, in order, as the symbols have them.
+pub(crate) fn read(mut log: impl BufRead, moved: &Moved) -> io::Result<Vec<u64>> {
     let mut executed = Vec::new();
     let mut line = Vec::new();
     while log.read_until(b'\n', &mut line)? > 0 {
@@ -22,6 +23,7 @@ pub(crate) fn read(mut log: impl BufRead) -> io::Result<Vec<u64>> {
         }
         line.clear();
     }
+    executed.iter_mut().for_each(|address| *address = moved.from(*address));
     Ok(executed)
 }
 
@@ -50,7 +52,7 @@ mod tests {
     use super::*;
 
     fn executed(log: &str) -> Vec<u64> {
-        read(log.as_bytes()).expect("bytes in memory")
+        read(log.as_bytes(), &Moved::default()).expect("bytes in memory")
     }
 
     #[test]

@@ -4,7 +4,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use platform_qemu::interrupts;
-use sandbox_mode::{CallError, Error, ExitReason, Hal, In, InOut, Out, Sandbox, Val};
+use sandbox_mode::{CallError, Config, Error, ExitReason, Hal, In, InOut, Out, Sandbox, Val};
 
 use crate::host::{Watched, raise_at_entry};
 use crate::machine;
@@ -70,6 +70,8 @@ fn mix(number: u64, bytes: &[u8; 64], digest: &mut [u8; 64], sum: &mut u64) -> u
 pub(crate) struct Calls {
     hal: &'static Hal<Watched>,
     sandbox: Sandbox<'static, Watched>,
+    /// One with vector registers.
+    vectors: Sandbox<'static, Watched>,
     number: u64,
     tick: bool,
 }
@@ -80,12 +82,14 @@ impl Calls {
         for line in machine::own_lines(tick) {
             interrupts::register(line, count_forwarded);
         }
-        Ok(Calls { hal, sandbox: hal.sandbox()?, number: 0, tick })
+        let vectors = hal.sandbox_with(Config::default().vectors(true))?;
+        Ok(Calls { hal, sandbox: hal.sandbox()?, vectors, number: 0, tick })
     }
 
     /// Everything once. `all` says that the runner's lines may be used too.
     pub(crate) fn round(&mut self, all: bool) -> Result<(), Wrong> {
         self.plain()?;
+        self.with_vectors()?;
         self.endings()?;
         self.forwarding(all)?;
         self.masked()?;
@@ -97,6 +101,20 @@ impl Calls {
     fn plain(&mut self) -> Result<(), Wrong> {
         self.number += 1;
         check_mix(&mut self.sandbox, self.number)
+    }
+
+    /// A call with vector registers, and an interrupt in it.
+    fn with_vectors(&mut self) -> Result<(), Wrong> {
+        self.number += 1;
+        check_mix(&mut self.vectors, self.number)?;
+        let Some(line) = machine::own_lines(self.tick).next() else {
+            return Err(Wrong("this machine has no interrupts"));
+        };
+        let before = forwarded();
+        raise_at_entry(line);
+        self.number += 1;
+        check_mix(&mut self.vectors, self.number)?;
+        expect(forwarded() == before + 1, "an interrupt was not handled once")
     }
 
     /// Calls that end by a fault or otherwise, and one that returns after each.

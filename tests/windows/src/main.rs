@@ -20,6 +20,7 @@ mod machine;
 mod protocol;
 mod tracing;
 
+use platform_qemu::host::cpu_config;
 use platform_qemu::{files, memory, println, time};
 use sandbox_mode::Error;
 
@@ -70,6 +71,7 @@ fn start() -> Result<&'static sandbox_mode::Hal<host::Watched>, Error> {
     let hal = sandbox_mode::Hal::new(host::Watched::new())?;
     let hal = alloc::boxed::Box::leak(alloc::boxed::Box::new(hal));
     // SAFETY: (1) there is one CPU, and this is it; (2) and (3) as for the platform's own `start_hal`.
-    unsafe { hal.start_cpu(sandbox_mode::CpuConfig::default()) }?;
+    unsafe { hal.start_cpu(cpu_config()) }?;
+    protocol::publish_code(hal.gate_code().start().start().0);
     Ok(hal)
 }

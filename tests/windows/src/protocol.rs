@@ -6,6 +6,7 @@
 //! | `windows_over` | set by the runner: end after this round |
 //! | `windows_quiet` | set by the runner: don't raise `windows_lines` yourself |
 //! | `windows_lines` | the interrupts that the runner may make pending: an ordinary one and, where there are such, a fast one |
+//! | `windows_code` | where the gate's code runs, from its first page on: the HAL may have it mapped once more; 0 before the HAL is there |
 //! | `windows_counts` | how often each [`Source`] was recorded |
 //! | `windows_log` | what was recorded: pairs of source and interrupted address, [`LOG_SIZE`] of them |
 //!
@@ -59,6 +60,8 @@ static QUIET: AtomicU64 = AtomicU64::new(0);
 #[unsafe(export_name = "windows_lines")]
 static LINES: [AtomicU64; 2] =
     [AtomicU64::new(machine::ORDINARY_LINE as u64), AtomicU64::new(machine::FAST_LINE as u64)];
+#[unsafe(export_name = "windows_code")]
+static CODE: AtomicU64 = AtomicU64::new(0);
 #[unsafe(export_name = "windows_counts")]
 static COUNTS: [AtomicU64; SOURCES] = [const { AtomicU64::new(0) }; SOURCES];
 #[unsafe(export_name = "windows_log")]
@@ -86,6 +89,11 @@ pub(crate) fn is_over() -> bool {
 /// Whether the lines that the runner may use are this kernel's meanwhile.
 pub(crate) fn raise_all() -> bool {
     QUIET.load(Ordering::Relaxed) == 0
+}
+
+/// Says where the gate's code runs.
+pub(crate) fn publish_code(address: u64) {
+    CODE.store(address, Ordering::Relaxed);
 }
 
 /// How many events were recorded.

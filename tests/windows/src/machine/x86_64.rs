@@ -157,7 +157,7 @@ pub(crate) struct HostState {
     segments: bool,
 }
 
-const BASES: [u64; 2] = [0x1234_5678_9000, 0xffff_8000_0123_4560];
+const FS_BASE: u64 = 0x1234_5678_9000;
 
 impl HostState {
     pub(crate) fn all() -> [HostState; 3] {
@@ -168,27 +168,32 @@ impl HostState {
     pub(crate) fn during(self, work: impl FnOnce() -> Result<(), Wrong>) -> Result<(), Wrong> {
         let table = if self.local_table { LOCAL_TABLE.0 } else { 0 };
         let segment = if self.segments { SS::get_reg() } else { SegmentSelector::NULL };
-        let bases = if self.segments { BASES } else { [0; 2] };
+        let [before, own] = thread_bases();
+        let bases = [if self.segments { FS_BASE } else { before }, own];
         set(table, segment, bases);
         let done = work();
         let found = (local_table(), [DS::get_reg(), ES::get_reg(), FS::get_reg(), GS::get_reg()], thread_bases());
-        set(0, SegmentSelector::NULL, [0; 2]);
+        set(0, SegmentSelector::NULL, [before, own]);
         done?;
         expect(found == (table, [segment; 4], bases), "a selector or base of the host's has changed")
     }
 }
 
 fn set(table: u16, segment: SegmentSelector, [fs, gs]: [u64; 2]) {
-    // SAFETY: the descriptors are there and flat, and this kernel uses neither the local table nor FS and GS.
-    unsafe {
-        asm!("lldt {:x}", in(reg) table, options(nostack, preserves_flags));
-        DS::set_reg(segment);
-        ES::set_reg(segment);
-        FS::set_reg(segment);
-        GS::set_reg(segment);
-    }
-    FsBase::write(VirtAddr::new(fs));
-    GsBase::write(VirtAddr::new(gs));
+    // Loading GS changes its base for a moment, and the platform's handlers need that.
+    x86_64::instructions::interrupts::without_interrupts(|| {
+        // SAFETY: the descriptors are there and flat, and this kernel uses neither the local table nor FS; the base of GS is the
+        // platform's own.
+        unsafe {
+            asm!("lldt {:x}", in(reg) table, options(nostack, preserves_flags));
+            DS::set_reg(segment);
+            ES::set_reg(segment);
+            FS::set_reg(segment);
+            GS::set_reg(segment);
+        }
+        FsBase::write(VirtAddr::new(fs));
+        GsBase::write(VirtAddr::new(gs));
+    });
 }
 
 fn local_table() -> u16 {
