@@ -126,7 +126,9 @@ inject: _windows
         {{ x86 }}/release/windows --cpu max --timeout 600 -- \
         {{ x86 }}/release/windows --timeout 600 -- \
         {{ arm }}/release/windows --cpu max --machine mte=on --timeout 600 -- \
-        {{ arm }}/release/windows --timeout 600
+        {{ arm }}/release/windows --timeout 600 -- \
+        {{ arm }}/release/windows --args asids=low --timeout 600 -- \
+        {{ arm }}/release/windows --cpu max --args asids=high --timeout 600
 
 # Count the instructions of interrupts with and without the HAL, on both machines
 [no-exit-message]
@@ -135,7 +137,9 @@ trace: _windows
         {{ x86 }}/release/windows --cpu max --args trace -- \
         {{ x86 }}/release/windows --args trace -- \
         {{ arm }}/release/windows --cpu max --args trace -- \
-        {{ arm }}/release/windows --args trace
+        {{ arm }}/release/windows --args trace -- \
+        {{ arm }}/release/windows --cpu max --args 'trace asids=low' -- \
+        {{ arm }}/release/windows --args 'trace asids=high'
 
 # Run the arch-neutral tests under Miri (with a nightly Rust that has it)
 [no-exit-message]

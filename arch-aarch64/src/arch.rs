@@ -11,7 +11,7 @@ use sandbox_core::{Arch, Error, Frame, Page, PageRange, VirtAddr};
 use crate::asids::Setting;
 use crate::diagnose;
 use crate::format::Vmsa;
-use crate::gate::{self, FIQ, FRAME_END, Gate, IRQ, RETURNED, State};
+use crate::gate::{self, FIQ, FRAME_END, Gate, RETURNED, SYNCHRONOUS, State};
 use crate::probe::Cpu;
 use crate::registers::Registers;
 use crate::start::{self, CpuConfig};
@@ -284,16 +284,17 @@ unsafe fn run(
     if ending == RETURNED {
         return Ok(Trap::Returned);
     }
+    if ending != SYNCHRONOUS {
+        // SAFETY: as above.
+        unsafe { registers.copy_interrupted(&raw const (*state).frame) };
+        return Ok(Trap::Interrupt(if ending == FIQ { Interrupt::Fiq } else { Interrupt::Irq }));
+    }
     // SAFETY: as above.
     unsafe { registers.copy_from(&raw const (*state).frame) };
-    Ok(match ending {
-        IRQ => Trap::Interrupt(Interrupt::Irq),
-        FIQ => Trap::Interrupt(Interrupt::Fiq),
-        _ => match diagnose::host_call(registers.esr) {
-            // The gate compares the whole syndrome, where future CPUs may say more.
-            Some(0) => Trap::Returned,
-            Some(number) => Trap::HostCall(number),
-            None => Trap::Fault,
-        },
+    Ok(match diagnose::host_call(registers.esr) {
+        // The gate compares the whole syndrome, where future CPUs may say more.
+        Some(0) => Trap::Returned,
+        Some(number) => Trap::HostCall(number),
+        None => Trap::Fault,
     })
 }

@@ -1,7 +1,7 @@
 // The way out.
 //
 //   from the vectors, with x0 to x3 in the frame and x2 = how the run ended
-//   | 1  sandbox_gate_save: the other registers, and what the exception says of itself
+//   | 1  sandbox_gate_save: the other registers
 //   | 2  sandbox_gate_leave: the host's roots; its SP_EL0, thread pointers, ELR, SPSR and bits of PSTATE
 //   | 3  the host's vectors. From here on its own handlers take everything
 //   v 4  the host's sp, x18 to x30; returns x2
@@ -66,9 +66,6 @@ sandbox_gate_save:
     mrs x0, elr_el1
     mrs x1, spsr_el1
     stp x0, x1, [sp, #{FRAME_PC}]
-    mrs x0, esr_el1
-    mrs x1, far_el1
-    stp x0, x1, [sp, #{FRAME_ESR}]
     mrs x0, tpidr_el0
     str x0, [sp, #{FRAME_TPIDR}]
     b sandbox_gate_leave

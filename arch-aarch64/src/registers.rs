@@ -16,12 +16,12 @@ pub struct Registers {
     pub pstate: u64,
     /// Its thread pointer (TPIDR_EL0).
     pub tpidr: u64,
-    /// The syndrome of the exception that ended the run (ESR_EL1).
+    /// Keeps what follows a pair.
+    pub(crate) reserved: u64,
+    /// The syndrome of the last exception of its own that ended a run (ESR_EL1).
     pub esr: u64,
     /// The address that the exception is about, if it has one (FAR_EL1).
     pub far: u64,
-    /// Keeps the size a multiple of 16.
-    pub(crate) reserved: u64,
 }
 
 // SP_EL1 stands at the end of such a frame during a run.
@@ -29,6 +29,7 @@ const _: () = assert!(size_of::<Registers>().is_multiple_of(16));
 // Pairs that enter.s and exit.s load and store together; the first is x30 and sp.
 const _: () = assert!(offset_of!(Registers, sp) == 31 * size_of::<u64>());
 const _: () = assert!(offset_of!(Registers, pstate) == offset_of!(Registers, pc) + size_of::<u64>());
+const _: () = assert!(offset_of!(Registers, esr).is_multiple_of(16));
 const _: () = assert!(offset_of!(Registers, far) == offset_of!(Registers, esr) + size_of::<u64>());
 
 /// The pairs of words that [`Registers`] are.
@@ -36,6 +37,9 @@ const _: () = assert!(offset_of!(Registers, far) == offset_of!(Registers, esr) +
 const PAIRS: usize = size_of::<Registers>() / PAIR;
 #[cfg(all(target_arch = "aarch64", target_os = "none"))]
 const PAIR: usize = 2 * size_of::<u64>();
+/// The pairs before those that only an exception of the sandbox's own changes.
+#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+const INTERRUPTED: usize = offset_of!(Registers, esr) / PAIR;
 
 // Without vector registers the compiler calls a routine for what follows, one that is made for any length.
 #[cfg(all(target_arch = "aarch64", target_os = "none"))]
@@ -64,6 +68,26 @@ impl Registers {
     /// 1. `source` can be read.
     #[inline(always)]
     pub(crate) unsafe fn copy_from(&mut self, source: *const Registers) {
+        // SAFETY: (1); all there are.
+        unsafe { self.copy_pairs::<PAIRS>(source) };
+    }
+
+    /// Copies from `source` what an interrupt finds: all but the syndrome and the address of an exception.
+    ///
+    /// # Safety
+    ///
+    /// 1. `source` can be read.
+    #[inline(always)]
+    pub(crate) unsafe fn copy_interrupted(&mut self, source: *const Registers) {
+        // SAFETY: (1); fewer than there are.
+        unsafe { self.copy_pairs::<INTERRUPTED>(source) };
+    }
+
+    /// # Safety
+    ///
+    /// 1. `source` can be read, and there are so many pairs.
+    #[inline(always)]
+    unsafe fn copy_pairs<const COUNT: usize>(&mut self, source: *const Registers) {
         // SAFETY: (1); writes `self`, which may hold any bits, and nothing else.
         unsafe {
             core::arch::asm!(
@@ -75,7 +99,7 @@ impl Registers {
                 to = inout(reg) &raw mut *self => _,
                 first = out(reg) _,
                 second = out(reg) _,
-                pairs = const PAIRS,
+                pairs = const COUNT,
                 pair = const PAIR,
                 options(nostack, preserves_flags),
             );

@@ -3,7 +3,7 @@
 //
 //   the CPU has masked everything and gone to EL1; sp is SP_EL1, the end of the frame
 //   | a synchronous exception of EL0 is a return, the one thing that needs no registers, or else
-//   |    sandbox_gate_save
+//   |    what it says of itself, and sandbox_gate_save
 //   | IRQ and FIQ: sandbox_gate_save. They stay pending, since nobody acknowledges them here
 //   v everything else cannot happen (SError is masked, AArch32 unreachable, the gate's own code doesn't
 //     fault): sandbox_gate_fatal
@@ -47,6 +47,8 @@ sandbox_gate_vectors:
     mov x1, #{RETURN_SYNDROME}
     cmp x0, x1
     b.eq sandbox_gate_returned
+    mrs x1, far_el1
+    stp x0, x1, [sp, #{FRAME_ESR}]
     stp x2, x3, [sp, #{FRAME_X} + {PAIR}]
     mov x2, #{SYNCHRONOUS}
     b sandbox_gate_save

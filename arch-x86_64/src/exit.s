@@ -205,6 +205,7 @@ sandbox_gate_unmaskable:
     popfq
     ret
 
+sandbox_gate_debugged:
     // A debug exception on top of one whose frame it has overwritten: the first came from the sandbox. What is left leads out.
 5:  mov rcx, [rsi + {FRAME_RSP}]
     sub rcx, rsi

@@ -16,6 +16,8 @@ const FIRST_INTERRUPT: i64 = 32;
 const SPURIOUS: i64 = 0xff;
 
 const FATAL: &str = "an exception of the gate's own: the end of the machine";
+const STEPPED: &str = "the way back of a host that single-steps: cases of the conformance suite come here";
+const DEBUGGED: &str = "a debug exception in the gate itself: cases of the conformance suite come here";
 const BEHIND_RETURN: &str = "behind the sandbox's return, which does not come back";
 
 /// Why the stub of `vector` is not used.
@@ -45,11 +47,20 @@ pub(super) fn find(kernel: &Kernel) -> Result<Vec<Instruction>, Error> {
     let [start, fatal, stubs, end, launch, forward] = ["start", "fatal", "stubs", "end", "launch", "forward"]
         .map(|name| kernel.symbol(&format!("sandbox_gate_{name}")));
     let (start, fatal, stubs, end, launch, forward) = (start?, fatal?, stubs?, end?, launch?, forward?);
+    let stepped = kernel.symbol("sandbox_gate_window_end")?..kernel.symbol("sandbox_gate_page_fault")?;
+    let debugged = kernel.symbol("sandbox_gate_debugged")?..fatal;
+    let exchange = kernel.symbol("sandbox_vectors_enter")?;
     let forward_end = kernel.end_of("sandbox_gate_forward")?;
 
     let mut all = Vec::new();
     for (address, _) in decode(kernel, start, stubs)? {
-        all.push(Instruction { address, never: (address >= fatal).then_some(FATAL), in_table: false });
+        let never = match address {
+            _ if address >= fatal => Some(FATAL),
+            _ if stepped.contains(&address) => Some(STEPPED),
+            _ if debugged.contains(&address) => Some(DEBUGGED),
+            _ => None,
+        };
+        all.push(Instruction { address, never, in_table: false });
     }
     list(stub_pieces(kernel, stubs, end)?, stub_never, &mut all);
     let mut returned = false;
@@ -60,6 +71,12 @@ pub(super) fn find(kernel: &Kernel) -> Result<Vec<Instruction>, Error> {
     let is_return = |code: &Decoded| code.opcode() == Opcode::RETURN;
     let is_int = |code: &Decoded| code.opcode() == Opcode::INT;
     list(pieces(decode(kernel, forward, forward_end)?, is_return, is_int)?, forward_never, &mut all);
+    for (address, code) in decode(kernel, exchange, kernel.end_of("sandbox_vectors_enter")?)? {
+        all.push(Instruction { address, never: None, in_table: false });
+        if is_return(&code) {
+            break;
+        }
+    }
     Ok(all)
 }
 
@@ -151,9 +168,12 @@ mod tests {
     const LAUNCH: u64 = END;
     const FORWARD: u64 = LAUNCH + 16;
 
-    /// A gate of the right shape: `ret`, a fatal `ud2`, stubs with the vector in four bytes, launch, forward.
+    const EXCHANGE: u64 = FORWARD + 1024;
+
+    /// A gate of the right shape: `ret`, three times `ud2` for what is never come to, stubs with the vector in four bytes, launch,
+    /// forward, the exchange of vector registers.
     fn gate(vectors: u32) -> Kernel {
-        let mut bytes = vec![0xc3, 0x0f, 0x0b];
+        let mut bytes = vec![0xc3, 0x0f, 0x0b, 0xc3, 0x0f, 0x0b, 0x0f, 0x0b];
         bytes.resize(16, 0x90);
         for vector in 0..vectors {
             bytes.extend([0x6a, 0x00, 0x68]);
@@ -165,14 +185,19 @@ mod tests {
         bytes.extend([0xff, 0xd6, 0xcd, 0x04, 0xeb, 0xfa]);
         bytes.resize((FORWARD - 0x1000) as usize, 0x90);
         (0..=255).for_each(|vector| bytes.extend([0xfb, 0xcd, vector, 0xc3]));
+        bytes.extend([0xff, 0xd6, 0xc3, 0xcc]);
         let symbols = [
             ("sandbox_gate_start", 0x1000),
-            ("sandbox_gate_fatal", 0x1001),
+            ("sandbox_gate_window_end", 0x1001),
+            ("sandbox_gate_page_fault", 0x1003),
+            ("sandbox_gate_debugged", 0x1004),
+            ("sandbox_gate_fatal", 0x1006),
             ("sandbox_gate_stubs", STUBS),
             ("sandbox_gate_end", END),
             ("sandbox_gate_launch", LAUNCH),
             ("sandbox_gate_forward", FORWARD),
-            ("next", FORWARD + 1024),
+            ("sandbox_vectors_enter", EXCHANGE),
+            ("next", EXCHANGE + 4),
         ];
         Kernel::of(Machine::Q35, &symbols, 0x1000, &bytes)
     }
@@ -180,13 +205,14 @@ mod tests {
     #[test]
     fn every_instruction_is_found_and_gaps_are_not() {
         let all = find(&gate(256)).expect("a gate");
-        assert_eq!(all.len(), 2 + 3 * 256 + 3 + 3 * 256);
+        assert_eq!(all.len(), 5 + 3 * 256 + 3 + 3 * 256 + 2);
         assert!(all.is_sorted_by_key(|one| one.address));
         let reasons = |from, to| {
             let part = all.iter().filter(move |one| (from..to).contains(&one.address));
             part.map(|one| one.never.is_some()).collect::<Vec<_>>()
         };
-        assert_eq!(reasons(0x1000, STUBS), [false, true]);
+        let of_the_gate: Vec<_> = all[..5].iter().map(|one| one.never).collect();
+        assert_eq!(of_the_gate, [None, Some(STEPPED), None, Some(DEBUGGED), Some(FATAL)]);
         let arrivals = arrivals(&gate(256)).expect("a gate");
         assert_eq!(arrivals.len(), 2 + 224);
         assert_eq!(arrivals.first(), Some(&(STUBS + 2 * 16)));
