@@ -175,9 +175,10 @@ impl Calls {
         for state in machine::HostState::all() {
             let number = self.number + 1;
             self.number = number;
-            let sandbox = &mut self.sandbox;
+            let (sandbox, vectors) = (&mut self.sandbox, &mut self.vectors);
             state.during(|| {
                 check_mix(sandbox, number)?;
+                check_mix(vectors, number)?;
                 sandbox.call(spoil, ())?;
                 match sandbox.call(read, (Val(0_u64),)) {
                     Err(CallError::Exit(_)) => Ok(()),

@@ -8,8 +8,9 @@ use sandbox_mode::ExitReason;
 use x86_64::VirtAddr;
 use x86_64::instructions::segmentation::{DS, ES, FS, GS, SS, Segment};
 use x86_64::instructions::tables::{lgdt, sgdt};
-use x86_64::registers::control::{Cr4, Cr4Flags};
+use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags};
 use x86_64::registers::model_specific::{FsBase, GsBase, Msr};
+use x86_64::registers::xcontrol::{XCr0, XCr0Flags};
 use x86_64::structures::DescriptorTablePointer;
 use x86_64::structures::gdt::SegmentSelector;
 
@@ -48,6 +49,8 @@ pub(crate) fn sleep() {
 const MCG_STATUS: u32 = 0x17a;
 const MC1_STATUS: u32 = 0x405;
 const MACHINE_CHECK: u8 = 18;
+/// CPUID.1:ECX.XSAVE (SDM 2, CPUID).
+const CPUID_XSAVE: u32 = 1 << 26;
 
 /// Machine checks are on and handled, and the descriptor table has what the host states need.
 pub(crate) fn prepare() {
@@ -151,30 +154,67 @@ pub(crate) fn endings() -> [Ending; 11] {
 }
 
 /// Settings of the host's that the gate must bring back.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(crate) struct HostState {
     local_table: bool,
     segments: bool,
+    /// The kernel may use floating point.
+    floating: bool,
+    /// Vector registers are saved by XSAVE.
+    xsave: bool,
+    /// The base of GS is zero, and the platform cannot be asked anything.
+    no_base: bool,
 }
 
 const FS_BASE: u64 = 0x1234_5678_9000;
 
 impl HostState {
-    pub(crate) fn all() -> [HostState; 3] {
-        [(true, false), (false, true), (true, true)].map(|(local_table, segments)| HostState { local_table, segments })
+    pub(crate) fn all() -> impl Iterator<Item = HostState> {
+        let none = HostState::default();
+        let all = [
+            HostState { local_table: true, ..none },
+            HostState { segments: true, floating: true, ..none },
+            HostState { local_table: true, segments: true, ..none },
+            HostState { xsave: true, ..none },
+            HostState { no_base: true, ..none },
+        ];
+        let has_xsave = core::arch::x86_64::__cpuid(1).ecx & CPUID_XSAVE != 0;
+        all.into_iter().filter(move |state| has_xsave || !state.xsave)
     }
 
     /// Does `work` in this state and sees that it stays.
     pub(crate) fn during(self, work: impl FnOnce() -> Result<(), Wrong>) -> Result<(), Wrong> {
+        if self.no_base { x86_64::instructions::interrupts::without_interrupts(|| self.put(work)) } else { self.put(work) }
+    }
+
+    fn put(self, work: impl FnOnce() -> Result<(), Wrong>) -> Result<(), Wrong> {
         let table = if self.local_table { LOCAL_TABLE.0 } else { 0 };
         let segment = if self.segments { SS::get_reg() } else { SegmentSelector::NULL };
         let [before, own] = thread_bases();
-        let bases = [if self.segments { FS_BASE } else { before }, own];
+        let bases = [if self.segments { FS_BASE } else { before }, if self.no_base { 0 } else { own }];
+        let controls = (Cr0::read(), Cr4::read());
+        let cr0 = if self.floating { controls.0.difference(Cr0Flags::TASK_SWITCHED) } else { controls.0 };
+        let cr4 = if self.xsave { controls.1.union(Cr4Flags::OSXSAVE) } else { controls.1 };
+        // SAFETY: this kernel uses neither floating point nor vector registers; the CPU has what `all` let through.
+        unsafe {
+            Cr0::write(cr0);
+            Cr4::write(cr4);
+            if self.xsave {
+                XCr0::write(XCr0Flags::X87 | XCr0Flags::SSE);
+            }
+        }
         set(table, segment, bases);
         let done = work();
         let found = (local_table(), [DS::get_reg(), ES::get_reg(), FS::get_reg(), GS::get_reg()], thread_bases());
+        let found_controls = (Cr0::read(), Cr4::read());
         set(0, SegmentSelector::NULL, [before, own]);
+        // SAFETY: as it was.
+        unsafe {
+            Cr4::write(controls.1);
+            Cr0::write(controls.0);
+        }
         done?;
+        expect(found_controls == (cr0, cr4), "a control register of the host's has changed")?;
         expect(found == (table, [segment; 4], bases), "a selector or base of the host's has changed")
     }
 }
@@ -183,7 +223,7 @@ fn set(table: u16, segment: SegmentSelector, [fs, gs]: [u64; 2]) {
     // Loading GS changes its base for a moment, and the platform's handlers need that.
     x86_64::instructions::interrupts::without_interrupts(|| {
         // SAFETY: the descriptors are there and flat, and this kernel uses neither the local table nor FS; the base of GS is the
-        // platform's own.
+        // platform's own, or nobody asks the platform.
         unsafe {
             asm!("lldt {:x}", in(reg) table, options(nostack, preserves_flags));
             DS::set_reg(segment);
