@@ -204,11 +204,15 @@ impl X86_64 {
             let closures = Closed::close(state, registers)?;
             load(state, registers, interrupts);
             let frame = pass(state, roots, vectors);
-            let end = if (*state).pending != 0 {
-                attend(state, frame, roots, vectors, closures, registers, interrupts)
-            } else {
-                (*state).closed.open(closures, registers, false);
-                store(state, frame, registers)
+            let end = match (*state).pending {
+                0 => {
+                    (*state).closed.open(closures, registers, false);
+                    store(state, frame, registers)
+                }
+                pending if pending & (PENDING_DEBUG | PENDING_STEP) == 0 => {
+                    attend_unmasked(state, frame, closures, registers)
+                }
+                _ => attend(state, frame, roots, vectors, closures, registers, interrupts),
             };
             Ok(end.trap(registers))
         }
@@ -269,9 +273,7 @@ unsafe fn store(state: *mut State, frame: *const crate::Frame, registers: &mut R
         if vector == gate::CALL_VECTOR && (*frame).rax == 0 {
             return End::Returned;
         }
-        registers.frame.copy_from(frame);
-        registers.fs_base = (*state).fs_base;
-        registers.gs_base = (*state).gs_base;
+        keep(state, frame, registers);
         match vector {
             FIRST_INTERRUPT.. => End::Interrupt,
             gate::CALL_VECTOR => End::HostCall,
@@ -303,6 +305,84 @@ impl End {
             End::Again => Trap::Again,
             End::Fault => Trap::Fault,
         }
+    }
+}
+
+/// As [`store`], for a run that an NMI or a machine check may have called off (`frame` is null then) or ended.
+///
+/// # Safety
+///
+/// 1. As [`store`], unless `frame` is null.
+#[inline(always)]
+unsafe fn store_any(state: *mut State, frame: *const crate::Frame, registers: &mut Registers) -> End {
+    if frame.is_null() {
+        return End::Again;
+    }
+    // SAFETY: (1).
+    unsafe {
+        if matches!((*frame).vector as u8, NMI | MACHINE_CHECK) {
+            keep(state, frame, registers);
+            return End::Again;
+        }
+        store(state, frame, registers)
+    }
+}
+
+/// Keeps the sandbox's registers for when it goes on.
+///
+/// # Safety
+///
+/// 1. As [`store`].
+#[inline(always)]
+unsafe fn keep(state: *const State, frame: *const crate::Frame, registers: &mut Registers) {
+    // SAFETY: (1).
+    unsafe {
+        registers.frame.copy_from(frame);
+        registers.fs_base = (*state).fs_base;
+        registers.gs_base = (*state).gs_base;
+    }
+}
+
+/// Lets the host handle the NMI and the machine check that are `pending`, if they are.
+///
+/// # Safety
+///
+/// 1. As [`deliver`].
+#[inline(always)]
+unsafe fn deliver_unmasked(pending: u32) {
+    // In this order: the `iretq` of another handler would unblock NMIs, and the next could hit the handler of this one.
+    // SAFETY: (1).
+    unsafe {
+        if pending & PENDING_NMI != 0 {
+            deliver(NMI, false);
+        }
+        if pending & PENDING_MACHINE_CHECK != 0 {
+            deliver(MACHINE_CHECK, false);
+        }
+    }
+}
+
+/// After a run in which an NMI or a machine check came and nothing else: their handlers are not to wait for what debug exceptions
+/// would take.
+///
+/// # Safety
+///
+/// 1. As [`attend`].
+#[cold]
+#[inline(never)]
+unsafe fn attend_unmasked(
+    state: *mut State,
+    frame: *const crate::Frame,
+    closures: Closures,
+    registers: &mut Registers,
+) -> End {
+    // SAFETY: (1): the host's table is loaded, so that nobody else writes the word from here on.
+    unsafe {
+        let pending = core::mem::take(&mut (*state).pending);
+        (*state).closed.open(closures, registers, false);
+        let end = store_any(state, frame, registers);
+        deliver_unmasked(pending);
+        end
     }
 }
 
@@ -341,25 +421,14 @@ unsafe fn attend(
         }
         let debugged = pending & PENDING_DEBUG != 0;
         (*state).closed.open(closures, registers, debugged);
-        let mut end = End::Again;
-        if !frame.is_null() {
-            end = match store(state, frame, registers) {
-                End::Fault if matches!((*frame).vector as u8, NMI | MACHINE_CHECK) => End::Again,
-                end => end,
-            };
-        }
+        let mut end = store_any(state, frame, registers);
         let mut host = None;
         if debugged {
             (host, end) = debugged_by(state, frame, breakpoints, registers, end);
         }
 
-        // In this order: the `iretq` of another handler would unblock NMIs, and the next could hit the handler of this one.
-        if pending & PENDING_NMI != 0 {
-            deliver(NMI, false);
-        }
-        if pending & PENDING_MACHINE_CHECK != 0 {
-            deliver(MACHINE_CHECK, false);
-        }
+        // Before anything else.
+        deliver_unmasked(pending);
         if let Some(dr6) = host {
             debug::report(dr6);
             // An interrupt must be forwarded on this CPU, so nothing may come before it.

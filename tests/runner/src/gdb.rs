@@ -61,7 +61,14 @@ impl Gdb {
                 Err(_) => thread::sleep(LOOK),
             }
         };
-        let mut gdb = Self { stream, decoder: Decoder::default(), machine, physical: false, stepping: None, moved: Moved::default() };
+        let mut gdb = Self {
+            stream,
+            decoder: Decoder::default(),
+            machine,
+            physical: false,
+            stepping: None,
+            moved: Moved::default(),
+        };
         // The stub gives single registers only to those who have read the description.
         gdb.ask("qSupported:xmlRegisters=i386,arm")?;
         gdb.ask("qXfer:features:read:target.xml:0,ffb")?;
@@ -298,7 +305,14 @@ mod tests {
             // Keeps the connection until the client's end goes.
             let _ = std::io::copy(&mut other, &mut std::io::sink());
         });
-        Gdb { stream, decoder: Decoder::default(), machine: Machine::Q35, physical: false, stepping: None, moved: Moved::default() }
+        Gdb {
+            stream,
+            decoder: Decoder::default(),
+            machine: Machine::Q35,
+            physical: false,
+            stepping: None,
+            moved: Moved::default(),
+        }
     }
 
     fn script(packets: &[&str]) -> Vec<u8> {

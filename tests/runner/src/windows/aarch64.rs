@@ -35,7 +35,8 @@ pub(super) fn find(kernel: &Kernel) -> Result<Vec<Instruction>, Error> {
     let [start, vectors, enter, fatal, end, launch] = ["start", "vectors", "enter", "fatal", "end", "launch"]
         .map(|name| kernel.symbol(&format!("sandbox_gate_{name}")));
     let (start, vectors, enter, fatal, end, launch) = (start?, vectors?, enter?, fatal?, end?, launch?);
-    let other_half = [other_half(kernel, "sandbox_gate_enter_tagged")?, other_half(kernel, "sandbox_gate_leave_tagged")?];
+    let other_half =
+        [other_half(kernel, "sandbox_gate_enter_tagged")?, other_half(kernel, "sandbox_gate_leave_tagged")?];
 
     let mut all = Vec::new();
     let mut left = false;

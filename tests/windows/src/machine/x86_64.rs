@@ -184,7 +184,11 @@ impl HostState {
 
     /// Does `work` in this state and sees that it stays.
     pub(crate) fn during(self, work: impl FnOnce() -> Result<(), Wrong>) -> Result<(), Wrong> {
-        if self.no_base { x86_64::instructions::interrupts::without_interrupts(|| self.put(work)) } else { self.put(work) }
+        if self.no_base {
+            x86_64::instructions::interrupts::without_interrupts(|| self.put(work))
+        } else {
+            self.put(work)
+        }
     }
 
     fn put(self, work: impl FnOnce() -> Result<(), Wrong>) -> Result<(), Wrong> {
