@@ -11,7 +11,7 @@ use sandbox_core::{Arch, Error, Frame, Page, PageRange, VirtAddr};
 use crate::asids::Setting;
 use crate::diagnose;
 use crate::format::Vmsa;
-use crate::gate::{self, FIQ, FRAME_END, Gate, RETURNED, SYNCHRONOUS, State};
+use crate::gate::{self, FRAME_END, Gate, RETURNED, SYNCHRONOUS, State};
 use crate::probe::Cpu;
 use crate::registers::Registers;
 use crate::start::{self, CpuConfig};
@@ -29,14 +29,9 @@ pub struct Aarch64 {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Masks(u64);
 
-/// An interrupt that arrived in a sandbox. It is still pending.
+/// An interrupt that arrived in a sandbox, IRQ or FIQ. It is still pending: which one, the CPU will say again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Interrupt {
-    /// An IRQ.
-    Irq,
-    /// An FIQ.
-    Fiq,
-}
+pub struct Interrupt;
 
 // SAFETY:
 // 1. and 2. The protocol of vectors.s, enter.s and exit.s.
@@ -180,7 +175,7 @@ unsafe impl Arch for Aarch64 {
         diagnose::diagnose(self.format, registers, memory)
     }
 
-    unsafe fn forward(_interrupt: Interrupt, masks: Masks) {
+    unsafe fn forward(Interrupt: Interrupt, masks: Masks) {
         // SAFETY: (2) in the caller's thread, and as it had them.
         unsafe { Self::restore_interrupts(masks) };
         // What is pending and no longer masked is taken before this ends (Arm ARM, section D1.3.6).
@@ -287,7 +282,7 @@ unsafe fn run(
     if ending != SYNCHRONOUS {
         // SAFETY: as above.
         unsafe { registers.copy_interrupted(&raw const (*state).frame) };
-        return Ok(Trap::Interrupt(if ending == FIQ { Interrupt::Fiq } else { Interrupt::Irq }));
+        return Ok(Trap::Interrupt(Interrupt));
     }
     // SAFETY: as above.
     unsafe { registers.copy_from(&raw const (*state).frame) };

@@ -248,10 +248,10 @@ impl<H: Host, A: Arch> Sandbox<'_, H, A> {
         let trap = if special { self.enter_specially(state) } else { self.enter_masked::<false>(state) };
         let trap = match trap {
             Ok(Trap::Interrupt(interrupt)) => {
-                // The host's handler may bring stale translations back.
-                self.spurious.reset();
                 // SAFETY: (1) from the `enter` just above, interrupts masked since; (2) `state` is how the caller's were.
                 unsafe { A::forward(interrupt, state) };
+                // The host's handler may have brought stale translations back.
+                self.spurious.reset();
                 return Ok(Trap::Interrupt(()));
             }
             Ok(Trap::Returned) => Ok(Trap::Returned),
