@@ -176,7 +176,7 @@ ci:
     #!/bin/sh
     set -eu
     times=
-    for part in lint test-host test-x86 test-arm inject miri bench; do
+    for part in lint test-host test-x86 test-arm soak inject trace miri bench; do
         start=$(date +%s)
         echo "==== $part"
         if ! {{ just }} "$part"; then
