@@ -109,7 +109,8 @@ unsafe impl Arch for X86_64 {
         registers.frame.rsi = start.function.0;
     }
 
-    #[inline]
+    // Into the core's only caller: the host's handlers wait for the way back.
+    #[inline(always)]
     unsafe fn enter(
         &self,
         gate: NonNull<Gate>,
